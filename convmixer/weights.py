@@ -1,0 +1,180 @@
+"""Checkpoints: one file that holds a network and everything needed to use it.
+
+``model.safetensors`` has tensors under timm's names and one metadata entry, ``convmixer``, which is JSON with the keys
+format_version, name, architecture, labels, preprocessing, training and accuracy.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from safetensors.torch import save
+from torch import Tensor
+
+from .images import IMAGENET, Preprocessing
+from .model import ConvMixerConfig
+from .readers import METADATA_KEY, CheckpointError, checked_tensors, infer_config, read_metadata, read_tensors
+
+FORMAT_VERSION = 1
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar")
+SMALL_PICTURES = Preprocessing(  # mean and standard deviation of CIFAR-10's training set
+    size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
+)
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: comparing tensors does not give one truth value
+class Checkpoint:
+    """A network and how to use it. Raises CheckpointError when the fields do not belong together."""
+
+    name: str  # shown with every answer, such as "convmixer_256_8_cifar10"
+    config: ConvMixerConfig
+    state_dict: dict[str, Tensor]  # under timm's names, on the CPU, float32 (batch counters int64)
+    labels: tuple[str, ...]  # one for each class, in index order
+    preprocessing: Preprocessing
+    training: dict  # JSON values: recipe, data, epochs, seed, commit; {} if unknown
+    accuracy: dict  # JSON values: top1 and top5 in percent, data, images; {} if unknown
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not self.name:
+            raise CheckpointError(f"the model's name is {self.name!r}; it must be a text")
+        if not isinstance(self.labels, tuple) or not all(isinstance(label, str) for label in self.labels):
+            raise CheckpointError("the labels must be a tuple of texts")
+        if len(self.labels) != self.config.num_classes:
+            raise CheckpointError(f"there are {len(self.labels)} labels for {self.config.num_classes} classes")
+        if not isinstance(self.training, dict) or not isinstance(self.accuracy, dict):
+            raise CheckpointError("training and accuracy must be dictionaries")
+
+
+def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` as model.safetensors; its tensors may be on any device and of any real number type.
+
+    Raises CheckpointError for what load_checkpoint would refuse, such as weights that are NaN, and OSError when the
+    file cannot be written. A file that was at ``path`` is then still there, unchanged.
+    """
+    description = {
+        "format_version": FORMAT_VERSION,
+        "name": checkpoint.name,
+        "architecture": checkpoint.config.to_dict(),
+        "labels": checkpoint.labels,
+        "preprocessing": checkpoint.preprocessing.to_dict(),
+        "training": checkpoint.training,
+        "accuracy": checkpoint.accuracy,
+    }
+    try:
+        tensors = checked_tensors(checkpoint.state_dict, checkpoint.config)
+        content = save(tensors, metadata={METADATA_KEY: json.dumps(description)})
+    except (CheckpointError, TypeError) as error:  # TypeError: a value that JSON does not know
+        raise CheckpointError(f"{path}: not written; {error}") from error
+    write_atomically(path, lambda file: file.write(content))
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Have ``write`` fill a file that appears at ``path`` only once it is complete and on the disk.
+
+    Whatever goes wrong, a full disk included, is raised as it is; a file that was at ``path`` then stays as it was.
+    """
+    path = Path(os.path.realpath(path))  # a symbolic link stays one and leads to the new content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same folder: renames do not cross disks
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # POSIX: a rename survives a power cut only once its folder is on the disk
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def load_checkpoint(path: str | os.PathLike, *, assume: Checkpoint | None = None) -> Checkpoint:
+    """Read model.safetensors, timm's .safetensors, .pth and .pt, or the authors' .pth.tar, whatever the file is called.
+
+    ``assume`` describes a file that holds nothing but tensors (its own state_dict is not used), and any file must then
+    have its architecture. Without it such a file is named after itself, its architecture is read off the shapes, 1,000
+    classes are taken to be ImageNet's, and the pictures to be ImageNet's for patches of 7 pixels or more, else CIFAR's.
+    Of a training checkpoint the averaged weights, ``state_dict_ema``, come before ``state_dict``, because a training
+    that averages reports the accuracy of the average.
+
+    safetensors files and zipped pickles are memory-mapped. The checkpoint does not mind the file being replaced or
+    removed, only being overwritten in place.
+
+    Raises CheckpointError when the file cannot be read or is not a whole, finite ConvMixer. No code in it is run.
+    """
+    path = Path(path)
+    try:
+        tensors, metadata = read_tensors(path)
+        described = (assume or _guess(path, tensors)) if metadata is None else _parse(metadata)
+        if assume and described.config != assume.config:
+            raise CheckpointError(f"holds {described.config}, not {assume.config}")
+        return replace(described, state_dict=checked_tensors(tensors, described.config))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_description(path: str | os.PathLike) -> Checkpoint | None:
+    """What a safetensors file says about itself, with an empty state_dict; None when it holds nothing but tensors.
+
+    No tensor is read, so this is fast however large the file is. Raises CheckpointError when the file cannot be read.
+    """
+    try:
+        metadata = read_metadata(Path(path))
+        return None if metadata is None else _parse(metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+@cache
+def imagenet_labels() -> tuple[str, ...]:
+    """The 1,000 labels of ImageNet-1k in index order, all different."""
+    return tuple((Path(__file__).parent / "assets" / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines())
+
+
+def _parse(metadata: str) -> Checkpoint:
+    """The description of a checkpoint, its state_dict empty, from our metadata entry."""
+    try:
+        fields = json.loads(metadata)
+        version = fields["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"has format version {version!r}; this release reads version {FORMAT_VERSION}")
+        return Checkpoint(
+            name=fields["name"],
+            config=ConvMixerConfig(**fields["architecture"]),
+            state_dict={},
+            labels=tuple(fields["labels"]),
+            preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
+            training=fields["training"],
+            accuracy=fields["accuracy"],
+        )
+    except CheckpointError:
+        raise
+    except KeyError as missing:
+        raise CheckpointError(f"has damaged metadata: {missing} is missing") from missing
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"has damaged metadata: {error}") from error
+
+
+def _guess(path: Path, tensors: dict[str, Tensor]) -> Checkpoint:
+    """The most likely description of a file that holds nothing but tensors, as load_checkpoint documents."""
+    config = infer_config(tensors)
+    suffix = next((suffix for suffix in CHECKPOINT_SUFFIXES if path.name.endswith(suffix)), "")
+    is_imagenet = config.num_classes == len(imagenet_labels())
+    return Checkpoint(
+        name=path.name.removesuffix(suffix),
+        config=config,
+        state_dict={},
+        labels=imagenet_labels() if is_imagenet else tuple(f"class {i}" for i in range(config.num_classes)),
+        preprocessing=IMAGENET if config.patch_size >= 7 else SMALL_PICTURES,
+        training={},
+        accuracy={},
+    )

@@ -1,0 +1,1 @@
+"""Training and evaluation of ConvMixer: ``train/run.py`` and ``train/evaluate.py`` are the commands."""
