@@ -62,6 +62,7 @@ class TrainingState:
     ema: ModelEmaV3 | None
     epoch: int = 0
     history: list[dict] = field(default_factory=list)  # one row an epoch, as in metrics.csv
+    commit: str = "unknown"  # of the code that started the run
 
     @property
     def exported(self) -> ConvMixer:
@@ -78,6 +79,7 @@ class TrainingState:
             "ema": self.ema and self.ema.module.state_dict(),
             "epoch": self.epoch,
             "history": self.history,
+            "commit": self.commit,
         }
         write_atomically(path, lambda file: torch.save(content, file))
 
@@ -88,7 +90,7 @@ class TrainingState:
         self.scaler.load_state_dict(content["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(content["ema"])
-        self.epoch, self.history = content["epoch"], content["history"]
+        self.epoch, self.history, self.commit = content["epoch"], content["history"], content["commit"]
 
 
 def new_state(recipe: Recipe, device: torch.device, amp: str) -> TrainingState:

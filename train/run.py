@@ -31,6 +31,7 @@ import tyro
 from convmixer.weights import Checkpoint, save_checkpoint, write_atomically
 from train import data as datasets
 from train import loop
+from train.data import LabelledImages
 from train.recipes import RECIPES, Recipe
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_top1", "held_out_loss", "held_out_top1", "images_per_s", "seconds")
@@ -102,7 +103,7 @@ def write_metrics(path: Path, history: list[dict]) -> None:
     write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
 
 
-def export(path: Path, state: loop.TrainingState, run: Run, resolved: dict, train_name: str, held_out_name: str, images: int):
+def export(path: Path, state: loop.TrainingState, run: Run, resolved: dict, trained_on: str, held_out: LabelledImages):
     """Writes model.safetensors: the weights, and how they were made and what they measured."""
     config, row = run.recipe.model, state.history[-1]
     finished = state.epoch == run.recipe.epochs
@@ -114,19 +115,19 @@ def export(path: Path, state: loop.TrainingState, run: Run, resolved: dict, trai
         preprocessing=datasets.CIFAR10,
         training={
             "recipe": resolved,
-            "data": train_name,
+            "data": trained_on,
             "epochs": state.epoch,
             "finished": finished,
             "seed": run.recipe.seed,
-            "commit": git_commit(),
+            "commit": state.commit,
             "torch": torch.__version__,
             "seconds": round(sum(row["seconds"] for row in state.history), 1),
         },
         accuracy={
             "top1": row["held_out_top1"],
             "top5": row["held_out_top5"],
-            "data": held_out_name,
-            "images": images,
+            "data": held_out.name,
+            "images": len(held_out),
         },
     )
     save_checkpoint(path, checkpoint)
@@ -153,7 +154,7 @@ class Console:
 
 
 def train(run: Run) -> None:
-    """Runs the recipe to its end. Raises TrainingError and DataError with one line for the user."""
+    """Runs the recipe to its end. Raises TrainingError and DataError, each with one line for the user."""
     recipe = run.recipe
     device = loop.choose_device(run.device)
     if run.threads:
@@ -163,7 +164,7 @@ def train(run: Run) -> None:
     out = run.out or Path("runs") / recipe.name
     last = out / "last.pt"
     if last.exists() and not run.resume:
-        raise loop.TrainingError(f"{out} already holds a run; add --resume to go on with it, or --out for another folder")
+        raise loop.TrainingError(f"{out} already holds a run; add --resume to go on with it, or --out for another one")
     training_set = datasets.load_cifar10(run.data, train=True, download=run.download)
     test_set = datasets.load_cifar10(run.data, train=False) if recipe.split == "full" else None
     training_set, held_out = datasets.split_cifar10(training_set, recipe.split, test_set)
@@ -172,6 +173,7 @@ def train(run: Run) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "recipe.json", lambda file: file.write(json.dumps(resolved, indent=2).encode() + b"\n"))
     state = loop.new_state(recipe, device, amp)
+    state.commit = git_commit()
     if content is not None:
         state.load(content)
         print(f"going on after epoch {state.epoch} of {recipe.epochs}", flush=True)
@@ -202,7 +204,7 @@ def train(run: Run) -> None:
         if row["held_out_top1"] >= max(row["held_out_top1"] for row in state.history):
             state.save(out / "best.pt", resolved)
         write_metrics(out / "metrics.csv", state.history)
-        export(out / "model.safetensors", state, run, resolved, training_set.name, held_out.name, measured["images"])
+        export(out / "model.safetensors", state, run, resolved, training_set.name, held_out)
         console.row(row, recipe.epochs)
     print(f"{out / 'model.safetensors'}: {state.history[-1]['held_out_top1']:.2f} % on {held_out.name}")
 
