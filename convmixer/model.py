@@ -1,7 +1,7 @@
 """ConvMixer: patches mixed by a depthwise convolution in space and a pointwise convolution across channels.
 
-Trockman and Kolter, "Patches Are All You Need?", https://arxiv.org/abs/2201.09792, figure 2. Parameter names are timm's,
-so timm's weights load unchanged.
+Trockman and Kolter, "Patches Are All You Need?", https://arxiv.org/abs/2201.09792, figure 2. Parameter names are
+timm's, so timm's weights load unchanged.
 """
 
 from dataclasses import asdict, dataclass
@@ -54,10 +54,11 @@ class Residual(nn.Module):
 
 
 class ConvMixer(nn.Module):
-    """The network. Input: float (N, in_chans, H, W), normalised; H and W at least one patch. Output: logits (N, classes).
+    """The network.
 
-    Logits are bit for bit those of ``timm.models.convmixer`` and of the authors' 28 lines, given the same weights, memory
-    format and back end.
+    Input: float (N, in_chans, H, W), normalised; H and W at least one patch. Output: logits (N, num_classes), bit for
+    bit those of ``timm.models.convmixer`` and of the authors' 28 lines given the same weights, memory format and back
+    end.
     """
 
     def __init__(self, config: ConvMixerConfig):

@@ -6,6 +6,7 @@ No file is trusted. safetensors is data only; pickles are read with ``weights_on
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -134,7 +135,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, (file.metadata() or {}).get(METADATA_KEY)
     except Exception as error:  # not SafetensorError alone: it knows number types that torch does not
-        raise CheckpointError(f"is truncated or damaged: {_summary(error)}") from error
+        raise CheckpointError(f"is truncated, damaged or no checkpoint: {_summary(error)}") from error
 
 
 class _Ignored:
@@ -158,12 +159,13 @@ _IGNORED_GLOBALS = [
         "numpy._core.multiarray.scalar",
     )
 ]
-_ignored_globals_lock = threading.Lock()  # torch keeps the list for the whole process, not for a thread
+_process_wide_settings = threading.Lock()  # torch's list of globals and the warning filters are not a thread's own
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
     try:
-        with _ignored_globals_lock, torch.serialization.safe_globals(_IGNORED_GLOBALS):
+        with _process_wide_settings, torch.serialization.safe_globals(_IGNORED_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other pickle protocols and sparse tensors: they end as errors below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle can trip torch into nearly any exception
         forbidden = re.search(r"(?:GLOBAL|function) (\S+)", str(error))

@@ -67,6 +67,7 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     }
     try:
         tensors = checked_tensors(checkpoint.state_dict, checkpoint.config)
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # save refuses tensors that share memory
         content = save(tensors, metadata={METADATA_KEY: json.dumps(description)})
     except (CheckpointError, TypeError) as error:  # TypeError: a value that JSON does not know
         raise CheckpointError(f"{path}: not written; {error}") from error

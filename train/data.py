@@ -70,7 +70,9 @@ def _read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); CIFAR-10's binary layout has this file") from error
     if len(records) == 0 or len(records) % 3073:
-        raise DataError(f"{path} holds {len(records)} bytes, which is not a whole number of CIFAR-10 records of 3,073 bytes")
+        raise DataError(
+            f"{path} holds {len(records)} bytes, which is not a whole number of CIFAR-10 records of 3,073 bytes"
+        )
     records = records.reshape(-1, 3073)
     labels = records[:, 0].astype(np.int64)
     if labels.max() > 9:
@@ -115,7 +117,9 @@ def split_cifar10(training_set: LabelledImages, split: str, test_set: LabelledIm
     if split == "full":
         return training_set, test_set
     stop = n if split == "holdout" else n - tenth
-    name = f"CIFAR-10 {'hold-out' if split == 'holdout' else 'tuning split'} (training images {stop - tenth}-{stop - 1})"
+    name = (
+        f"CIFAR-10 {'hold-out' if split == 'holdout' else 'tuning split'} (training images {stop - tenth}-{stop - 1})"
+    )
     return training_set.part(f"{training_set.name} (images 0-{stop - tenth - 1})", 0, stop - tenth), training_set.part(
         name, stop - tenth, stop
     )
@@ -203,7 +207,9 @@ def training_batches(data: LabelledImages, recipe: Recipe, workers: int) -> tupl
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 (N, 3, H, W) to float32 of the same shape, memory format and device, normalised."""
-    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    mean, std = (
+        torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std)
+    )
     return (images.float() / 255 - mean) / std
 
 

@@ -41,7 +41,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """An nn.Conv2d with one filter a channel, stride 1 and "same" padding: the same numbers, a faster backward on the CPU."""
+    """An nn.Conv2d with one filter a channel, stride 1 and "same" padding, whose backward is faster on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and self.training and self.in_channels % GROUP == 0:
@@ -50,7 +50,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def use_fast_depthwise(network: nn.Module) -> None:
-    """Switches every depthwise convolution of a ConvMixer, in place, to DepthwiseConv2d. Parameters stay what they are."""
+    """Switches every depthwise convolution of a ConvMixer to DepthwiseConv2d, in place; the parameters stay."""
     for module in network.modules():
         if type(module) is nn.Conv2d and module.groups == module.in_channels > 1:
             module.__class__ = DepthwiseConv2d  # same parameters and attributes; only forward differs

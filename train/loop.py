@@ -33,12 +33,14 @@ def choose_device(device: str = "auto") -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; try auto, cpu or cuda") from error
+        raise TrainingError(
+            f"device {device!r} cannot be used: {str(error).splitlines()[0]}; try auto, cpu or cuda"
+        ) from error
     return chosen
 
 
 def choose_amp(amp: str, device: torch.device) -> str:
-    """What "auto" stands for on ``device``: "bf16" where it is computed natively, else "fp16" on CUDA and "off" on the CPU."""
+    """What "auto" stands for: "bf16" where ``device`` computes it natively, else "fp16" on CUDA, "off" on the CPU."""
     if amp != "auto":
         return amp
     if device.type == "cuda":
@@ -113,7 +115,7 @@ def train_epoch(
     amp: str,
     after_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict:
-    """Trains on one epoch of (images, labels, boxes) batches; gives ``loss``, ``top1`` (%), ``lr`` and ``images_per_s``.
+    """Trains on an epoch of (images, labels, boxes) batches; gives ``loss``, ``top1`` (%), ``lr`` and ``images_per_s``.
 
     Raises TrainingError at the first loss that is not finite.
     """

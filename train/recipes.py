@@ -46,7 +46,9 @@ class Recipe:
         if firsts != sorted(set(firsts)):
             raise ValueError(f"image_sizes is {self.image_sizes}; the epochs must rise, as in ((0, 16), (10, 32))")
         if any(size < self.model.patch_size for _, size in self.image_sizes):
-            raise ValueError(f"image_sizes is {self.image_sizes}; a picture must hold one patch of {self.model.patch_size}")
+            raise ValueError(
+                f"image_sizes is {self.image_sizes}; a picture must hold one patch of {self.model.patch_size}"
+            )
 
 
 CIFAR10_256_8 = ConvMixerConfig(dim=256, depth=8, kernel_size=5, patch_size=2, num_classes=10)
@@ -59,8 +61,8 @@ RECIPES = {
         # https://github.com/locuslab/convmixer-cifar10
         # python train/run.py --recipe cifar10 --data DIR
         Recipe(name="cifar10", model=CIFAR10_256_8, epochs=25),
-        # The same for two CPU cores: 20 epochs, the early ones on smaller pictures. The network is fully convolutional, so
-        # 16-pixel pictures cost a quarter. Not a published recipe.
+        # The same for two CPU cores: 20 epochs, the early ones on smaller pictures. The network is fully
+        # convolutional, so 16-pixel pictures cost a quarter. Not a published recipe.
         # python train/run.py --recipe cifar10_progressive --data DIR
         Recipe(name="cifar10_progressive", model=CIFAR10_256_8, epochs=20, image_sizes=((0, 16), (8, 24), (14, 32))),
     )

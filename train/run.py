@@ -2,9 +2,9 @@
 
     python train/run.py --recipe cifar10 --data DIR [--any.field value] [--resume]
 
-The run folder (``--out``, by default runs/RECIPE) holds recipe.json (the resolved recipe), metrics.csv (a row an epoch),
-last.pt and best.pt (all that `--resume` needs, after the last epoch and after the best one on the held-out pictures)
-and model.safetensors (the weights after the last finished epoch, which every door of this project opens).
+The run folder (``--out``, by default runs/RECIPE) holds recipe.json (the resolved recipe), metrics.csv (a row an
+epoch), last.pt and best.pt (all that `--resume` needs, after the last epoch and after the best one on the held-out
+pictures) and model.safetensors (the weights after the last finished epoch, which every door of this project opens).
 """
 
 import sys
@@ -52,7 +52,7 @@ class Run:
 
 
 def parse(argv: list[str]) -> Run:
-    """The command line: ``--recipe`` gives the defaults of all the other fields. Raises TrainingError for an unknown one."""
+    """The command line; ``--recipe`` gives the other fields' defaults. Raises TrainingError for an unknown one."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="cifar10")
     chosen, rest = first.parse_known_args(argv)
@@ -86,7 +86,9 @@ def read_last(path: Path, resolved: dict) -> dict | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
         stored = content["recipe"]
     except (OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise loop.TrainingError(f"{path} is not a whole checkpoint of this command; delete it to start afresh") from error
+        raise loop.TrainingError(
+            f"{path} is not a whole checkpoint of this command; delete it to start afresh"
+        ) from error
     different = [
         f"{name} is {resolved.get(name)!r} and was {stored.get(name)!r}"
         for name in sorted(resolved.keys() | stored.keys())
@@ -187,17 +189,19 @@ def train(run: Run) -> None:
         normalised = ((datasets.normalise(images.to(device), datasets.CIFAR10), labels) for images, labels in uint8)
         measured = loop.evaluate(state.exported, normalised, recipe.model.num_classes, amp)
         state.epoch = epoch + 1
-        state.history.append({
-            "epoch": state.epoch,
-            "lr": trained["lr"],
-            "train_loss": trained["loss"],
-            "train_top1": trained["top1"],
-            "held_out_loss": measured["loss"],
-            "held_out_top1": 100 * measured["top1"] / measured["images"],
-            "held_out_top5": 100 * measured["top5"] / measured["images"],
-            "images_per_s": trained["images_per_s"],
-            "seconds": time.perf_counter() - start,
-        })
+        state.history.append(
+            {
+                "epoch": state.epoch,
+                "lr": trained["lr"],
+                "train_loss": trained["loss"],
+                "train_top1": trained["top1"],
+                "held_out_loss": measured["loss"],
+                "held_out_top1": 100 * measured["top1"] / measured["images"],
+                "held_out_top5": 100 * measured["top5"] / measured["images"],
+                "images_per_s": trained["images_per_s"],
+                "seconds": time.perf_counter() - start,
+            }
+        )
         # last.pt comes first: whatever is lost after it is written again by the resumed run.
         state.save(last, resolved)
         row = state.history[-1]

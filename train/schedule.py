@@ -24,7 +24,7 @@ def onecycle_at_step(epoch: int, step: int, steps_per_epoch: int, epochs: int, l
 def image_size_at(epoch: int, image_sizes: tuple[tuple[int, int], ...], full_size: int) -> int:
     """The side in pixels of the training pictures in ``epoch`` (from 0).
 
-    ``image_sizes`` holds (first epoch, size) pairs in rising order; before the first, and without any, it is ``full_size``.
+    ``image_sizes`` holds (first epoch, size) pairs in rising order; before the first of them it is ``full_size``.
     """
     size = full_size
     for first_epoch, smaller in image_sizes:

@@ -1,0 +1,143 @@
+"""The classifier: a network, its preprocessing and its labels, loaded once and used for any number of pictures."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import zoo
+from .explain import HeatMap, class_activation_map
+from .images import crop_box, load_image, preprocess
+from .model import build
+from .weights import Checkpoint
+
+# Pictures run through the network together while one feature map of them all fits in this many bytes: larger slices
+# fall out of the CPU's cache between two layers, and take longer a picture than one at a time.
+CPU_SLICE_BYTES = 4 * 2**20
+CUDA_SLICE = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of an answer; ``score`` is its share of the softmax over all classes, 0 to 1."""
+
+    label: str
+    index: int
+    score: float
+
+
+class Classifier:
+    """Classifies pictures.
+
+    A picture is whatever `convmixer.images.load_image` reads (path, bytes, file, PIL image), or a tensor that `prepare`
+    gave.
+
+    model: a name of `convmixer.zoo.MODELS`, "auto", or a checkpoint file; a named model is downloaded once.
+    device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
+    progress: called with (bytes so far, total bytes or None) during a download.
+
+    Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device that cannot be used. The methods
+    raise ImageError for a picture that cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: str = "auto",
+        *,
+        device: str | torch.device | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+    ):
+        self.device = _usable(device)  # first: a mistyped device should not cost a download
+        checkpoint: Checkpoint = zoo.load(model, progress)
+        self.name = checkpoint.name
+        self.config = checkpoint.config
+        self.labels = checkpoint.labels
+        self.preprocessing = checkpoint.preprocessing
+        self.accuracy = checkpoint.accuracy
+        self.training = checkpoint.training
+        self.network = build(checkpoint.config, checkpoint.state_dict).to(self.device).eval()
+
+    def classify(self, image, top_k: int = 5) -> list[Prediction]:
+        """The ``top_k`` best classes of one picture, best first; all of them where there are fewer."""
+        return self.classify_many([image], top_k)[0]
+
+    def classify_many(self, images: Iterable, top_k: int = 5) -> list[list[Prediction]]:
+        """`classify` for each picture, in order. Only one slice of them is in memory at a time."""
+        _check_top_k(top_k)
+        return [self._ranked(row, top_k) for row in self.scores(images)]
+
+    def scores(self, images: Iterable) -> Tensor:
+        """The softmax over all classes, float32 (N, classes) on the CPU, of N pictures."""
+        return self.logits(images).softmax(dim=1)
+
+    @torch.inference_mode()
+    def logits(self, images: Iterable) -> Tensor:
+        """The network's logits, float32 (N, classes) on the CPU, of N pictures."""
+        images, rows = iter(images), []
+        while slice_ := list(islice(images, self._slice_size())):
+            batch = torch.stack([image if isinstance(image, Tensor) else self.prepare(image) for image in slice_])
+            rows.append(self.network(batch.to(self.device)).float().cpu())
+        return torch.cat(rows) if rows else torch.empty(0, self.config.num_classes)
+
+    def prepare(self, image) -> Tensor:
+        """One picture as the network's input: normalised float32 (3, size, size), far smaller than most pictures."""
+        return preprocess(self._load(image), self.preprocessing)
+
+    def heatmap(self, image, index: int | None = None) -> HeatMap:
+        """The class activation map of class ``index``, by default the best one. Raises ValueError for no such class."""
+        return self.classify_with_heatmap(image, index=index)[1]
+
+    @torch.inference_mode()
+    def classify_with_heatmap(
+        self, image, top_k: int = 5, index: int | None = None
+    ) -> tuple[list[Prediction], HeatMap]:
+        """`classify` and `heatmap` in one pass through the network."""
+        _check_top_k(top_k)
+        classes = self.config.num_classes
+        if index is not None and not 0 <= index < classes:
+            raise ValueError(f"index is {index}; {self.name} has the classes 0 to {classes - 1}")
+        picture = self._load(image)
+        features = self.network.forward_features(preprocess(picture, self.preprocessing).to(self.device)[None])
+        scores = self.network.forward_head(features).float().cpu().softmax(dim=1)[0]
+        index = int(scores.argmax()) if index is None else index
+        head = self.network.head
+        values = class_activation_map(features[0], head.weight[index], head.bias[index]).float().cpu().numpy()
+        box = crop_box(picture.size, self.preprocessing)
+        return self._ranked(scores, top_k), HeatMap(self.labels[index], index, values, box, picture)
+
+    def _load(self, image) -> Image.Image:
+        return load_image(image, target_size=self.preprocessing.resize)
+
+    def _slice_size(self) -> int:
+        if self.device.type != "cpu":
+            return CUDA_SLICE
+        side = self.preprocessing.size // self.config.patch_size
+        return max(1, CPU_SLICE_BYTES // (4 * self.config.dim * side * side))
+
+    def _ranked(self, scores: Tensor, top_k: int) -> list[Prediction]:
+        best = scores.topk(min(top_k, len(scores)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [Prediction(self.labels[index], index, score) for index, score in pairs]
+
+
+def _check_top_k(top_k: int) -> None:
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise ValueError(f"top_k is {top_k!r}; it must be a whole number of at least 1")
+
+
+def _usable(device: str | torch.device | None) -> torch.device:
+    """The device to run on. Raises ValueError where it does not exist on this machine."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used ({reason}); try 'cpu', or 'cuda' on an NVIDIA GPU"
+        ) from error
+    return chosen
