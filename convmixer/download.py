@@ -108,8 +108,11 @@ def terminal_progress(name: str, stream: TextIO | None = None) -> Progress:
         drawn_at = time.monotonic()
         of_total = f" of {total / 1e6:.1f} MB, {done / (total or 1):4.0%}" if total is not None else " MB"
         line = f"{name}: {done / 1e6:.1f}{of_total}"
-        # The cursor goes back to the start, so that an error message is not appended to a half-done line.
-        stream.write(f"{line:<70}\r" if is_terminal and not is_last else f"{line:<70}".rstrip() + "\n")
+        if is_terminal:
+            # The cursor goes back to the start, so that an error message is not appended to a half-done line.
+            stream.write(f"{line:<70}" + ("\n" if is_last else "\r"))
+        else:
+            stream.write(f"{line}\n")
         stream.flush()
 
     return report

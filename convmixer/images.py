@@ -121,8 +121,11 @@ def _identify(stream: BinaryIO, name: str) -> ImageFile.ImageFile:
             decoder = JpegImageFile  # ignores the list of further pictures that phones add, which may be broken
         if accept(prefix) is True:  # text, if Pillow was built without this decoder
             stream.seek(0)
-            with contextlib.suppress(SyntaxError, OSError, ValueError):
+            try:
                 return decoder(stream)
+            except (SyntaxError, OSError, ValueError) as error:
+                kind = f"begins like {format} but is damaged, cut short or something else"
+                raise ImageError(f"{name} {kind}; {_SUPPORTED}") from error
     raise ImageError(f"{name} cannot be read as a picture; {_SUPPORTED}")
 
 

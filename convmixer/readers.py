@@ -57,7 +57,7 @@ def read_metadata(path: Path) -> str | None:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(METADATA_KEY)
     except Exception as error:
-        raise CheckpointError(f"cannot be read as safetensors: {_summary(error)}") from error
+        raise CheckpointError(f"cannot be read as safetensors: {error_summary(error)}") from error
 
 
 def infer_config(tensors: dict[str, Tensor]) -> ConvMixerConfig:
@@ -72,12 +72,14 @@ def infer_config(tensors: dict[str, Tensor]) -> ConvMixerConfig:
         num_classes = tensors["head.weight"].shape[0]
         depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         activation = "relu" if (dim, depth, kernel_size, patch_size) == (768, 32, 7, 7) else "gelu"
-        return ConvMixerConfig(dim, depth, kernel_size, patch_size, num_classes, in_chans, activation)
+        config = ConvMixerConfig(dim, depth, kernel_size, patch_size, num_classes, in_chans, activation)
     except KeyError as missing:
-        found = ", ".join(map(repr, islice(tensors, MOST_PROBLEMS_SHOWN)))
+        found = ", ".join(f"{name!r:.80}" for name in islice(tensors, MOST_PROBLEMS_SHOWN))
         raise CheckpointError(f"holds no ConvMixer: there is no {missing}, but {found}") from missing
     except (ValueError, IndexError) as error:
-        raise CheckpointError(f"holds no ConvMixer: {_summary(error)}") from error
+        raise CheckpointError(f"holds no ConvMixer: {error_summary(error)}") from error
+    _check_shapes(tensors, config)
+    return config
 
 
 def checked_tensors(tensors: dict[str, Tensor], config: ConvMixerConfig) -> dict[str, Tensor]:
@@ -86,18 +88,22 @@ def checked_tensors(tensors: dict[str, Tensor], config: ConvMixerConfig) -> dict
     Tensors that are so already are not copied. Raises CheckpointError naming the first tensors that are missing, left
     over, of another shape, or not finite.
     """
-    # islice: a config out of a hostile file may ask for a billion blocks.
-    problems = list(islice(_problems(tensors, config), MOST_PROBLEMS_SHOWN))
-    if problems:
-        raise CheckpointError(f"does not fit {config}: {'; '.join(problems)}")
+    _check_shapes(tensors, config)
     plain = {}
     for name, tensor in tensors.items():
         dtype = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
         plain[name] = tensor.detach().to("cpu", dtype).contiguous()
         # A sum is finite unless a value is not, or it overflows: only then is every value looked at.
         if not plain[name].sum().isfinite() and not plain[name].isfinite().all():
-            raise CheckpointError(f"tensor {name!r} holds NaN or infinite values; the training may have diverged")
+            raise CheckpointError(f"tensor {name!r:.80} holds NaN or infinite values; the training may have diverged")
     return plain
+
+
+def _check_shapes(tensors: dict[str, Tensor], config: ConvMixerConfig) -> None:
+    # islice: a config out of a hostile file may ask for a billion blocks.
+    problems = list(islice(_problems(tensors, config), MOST_PROBLEMS_SHOWN))
+    if problems:
+        raise CheckpointError(f"does not fit {config}: {'; '.join(problems)}")
 
 
 def _problems(tensors: dict[str, Tensor], config: ConvMixerConfig) -> Iterator[str]:
@@ -105,10 +111,10 @@ def _problems(tensors: dict[str, Tensor], config: ConvMixerConfig) -> Iterator[s
     for name, shape in _expected_shapes(config):
         expected.add(name)
         if name not in tensors:
-            yield f"{name!r} is missing"
+            yield f"{name!r:.80} is missing"
         elif tensors[name].shape != shape:
-            yield f"{name!r} has shape {tuple(tensors[name].shape)}, not {shape}"
-    yield from (f"{name!r} is left over" for name in tensors if name not in expected)
+            yield f"{name!r:.80} has shape {tuple(tensors[name].shape)}, not {shape}"
+    yield from (f"{name!r:.80} is left over" for name in tensors if name not in expected)
 
 
 def _expected_shapes(config: ConvMixerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -135,7 +141,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, (file.metadata() or {}).get(METADATA_KEY)
     except Exception as error:  # not SafetensorError alone: it knows number types that torch does not
-        raise CheckpointError(f"is truncated, damaged or no checkpoint: {_summary(error)}") from error
+        raise CheckpointError(f"is truncated, damaged or no checkpoint: {error_summary(error)}") from error
 
 
 class _Ignored:
@@ -168,18 +174,20 @@ def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about other pickle protocols and sparse tensors: they end as errors below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle can trip torch into nearly any exception
-        forbidden = re.search(r"(?:GLOBAL|function) (\S+)", str(error))
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:
-            raise CheckpointError(f"is refused, it could run code ({forbidden[1]}); save a state_dict alone") from error
-        raise CheckpointError(f"is truncated, damaged or no checkpoint: {_summary(error)}") from error
+            raise CheckpointError(
+                f"is refused, it could run code ({forbidden[1]!r:.80}); save a state_dict alone"
+            ) from error
+        raise CheckpointError(f"is truncated, damaged or no checkpoint: {error_summary(error)}") from error
     tensors = _find_state_dict(content)
     for name, tensor in tensors.items():
         if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
-            raise CheckpointError(f"holds no state_dict: {name!r} is of type {type(tensor).__name__}, not a tensor")
+            raise CheckpointError(f"holds no state_dict: {name!r:.80} is of type {type(tensor).__name__}, not a tensor")
         if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
-            raise CheckpointError(f"tensor {name!r} is not a plain array")
+            raise CheckpointError(f"tensor {name!r:.80} is not a plain array")
         if tensor.is_complex():
-            raise CheckpointError(f"tensor {name!r} holds complex numbers")
+            raise CheckpointError(f"tensor {name!r:.80} holds complex numbers")
     # A stride of zero lets a tiny file claim a huge tensor, which the conversion to float32 would then really make.
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > os.path.getsize(path):
         raise CheckpointError("claims more values than the file has room for")
@@ -217,6 +225,6 @@ def _timm_name(name: str, head: int) -> str:
     return f"head.{rest}" if number == head else f"blocks.{number - FIRST_BLOCK}.{rest}"
 
 
-def _summary(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """The first sentence of another library's error, or the error's type when it says nothing."""
     return re.split(r"\n|\. ", str(error))[0][:200] or type(error).__name__

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from .images import IMAGENET, Preprocessing
 from .model import ConvMixerConfig
-from .readers import METADATA_KEY, CheckpointError, checked_tensors, infer_config, read_metadata, read_tensors
+from .readers import (
+    METADATA_KEY,
+    CheckpointError,
+    checked_tensors,
+    error_summary,
+    infer_config,
+    read_metadata,
+    read_tensors,
+)
 
 FORMAT_VERSION = 1
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar")
@@ -41,7 +49,7 @@ class Checkpoint:
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
-            raise CheckpointError(f"the model's name is {self.name!r}; it must be a text")
+            raise CheckpointError(f"the model's name is {self.name!r:.80}; it must be a text")
         if not isinstance(self.labels, tuple) or not all(isinstance(label, str) for label in self.labels):
             raise CheckpointError("the labels must be a tuple of texts")
         if len(self.labels) != self.config.num_classes:
@@ -147,7 +155,7 @@ def _parse(metadata: str) -> Checkpoint:
         fields = json.loads(metadata)
         version = fields["format_version"]
         if version != FORMAT_VERSION:
-            raise CheckpointError(f"has format version {version!r}; this release reads version {FORMAT_VERSION}")
+            raise CheckpointError(f"has format version {version!r:.80}; this release reads version {FORMAT_VERSION}")
         return Checkpoint(
             name=fields["name"],
             config=ConvMixerConfig(**fields["architecture"]),
@@ -162,7 +170,7 @@ def _parse(metadata: str) -> Checkpoint:
     except KeyError as missing:
         raise CheckpointError(f"has damaged metadata: {missing} is missing") from missing
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"has damaged metadata: {error}") from error
+        raise CheckpointError(f"has damaged metadata: {error_summary(error)}") from error
 
 
 def _guess(path: Path, tensors: dict[str, Tensor]) -> Checkpoint:

@@ -173,7 +173,7 @@ def local_path(name: str) -> Path | None:
     """Where the weights of a named model are on this machine, None if they are not. Raises ModelError."""
     entry = _entry(name)
     candidates = [entry.shipped] if entry.shipped else [cache_dir() / f"{name}{suffix}" for suffix in CACHED_SUFFIXES]
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def cache_dir() -> Path:
@@ -192,20 +192,20 @@ def cache_dir() -> Path:
 
 def _find(model: str | os.PathLike, progress: Progress | None) -> tuple[ModelEntry | None, Path]:
     """The entry (None for a file) and the file of what resolve accepts."""
-    model = os.fspath(model)
+    model = os.fsdecode(model)
     if model == "auto":
         return _find_auto()
     if model in MODELS:
         return MODELS[model], local_path(model) or download(model, progress)
     is_path_like = os.path.basename(model) != model or model.endswith(CHECKPOINT_SUFFIXES)
-    if is_path_like or Path(model).is_file():
+    if is_path_like or os.path.isfile(model):
         return None, Path(model)
     raise _unknown(model)
 
 
 def _find_auto() -> tuple[ModelEntry | None, Path]:
     if file := os.environ.get("COG_WEIGHTS"):
-        if not Path(file).is_file():
+        if not os.path.isfile(file):
             raise CheckpointError(f"the file that COG_WEIGHTS names is not there: {file}")
         return None, Path(file)
     here = [entry for entry in MODELS.values() if not entry.shipped and local_path(entry.name)]
@@ -224,10 +224,9 @@ def _entry(name: str) -> ModelEntry:
 
 def _unknown(name: str) -> ModelError:
     near = difflib.get_close_matches(name.lower(), MODELS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ";"
-    return ModelError(
-        f"there is no model {name!r}{hint} There are auto, {', '.join(MODELS)}, and files (model.safetensors)"
-    )
+    hint = f"; did you mean {near[0]}?" if near else "."
+    known = f"There are auto, {', '.join(MODELS)}, and files (model.safetensors)"
+    return ModelError(f"there is no model {name!r:.80}{hint} {known}")
 
 
 def _description(entry: ModelEntry) -> Checkpoint:
@@ -237,6 +236,6 @@ def _description(entry: ModelEntry) -> Checkpoint:
 
 def _remove(path: Path, reason: CheckpointError) -> None:
     try:
-        path.unlink()
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise DiskError(f"{reason}; it cannot be replaced: {error.strerror}") from error

@@ -39,6 +39,13 @@ class LabelledImages:
         return LabelledImages(name, self.images[start:stop], self.labels[start:stop])
 
 
+def is_cifar10(folder: str | Path) -> bool:
+    """Whether ``folder`` holds CIFAR-10 in one of the layouts that load_cifar10 reads."""
+    folder = Path(folder)
+    names = ("data_batch_1.bin", "test_batch.bin", "cifar-10-batches-bin", "cifar-10-batches-py")
+    return any((folder / name).exists() for name in names)
+
+
 def load_cifar10(folder: str | Path, train: bool, download: bool = False) -> LabelledImages:
     """CIFAR-10's training or test pictures from ``folder``.
 
@@ -46,7 +53,8 @@ def load_cifar10(folder: str | Path, train: bool, download: bool = False) -> Lab
     (``cifar-10-batches-py``); ``download`` fetches the latter where neither is there. Raises DataError.
     """
     folder = Path(folder)
-    binary = folder if (folder / "data_batch_1.bin").exists() else folder / "cifar-10-batches-bin"
+    has_batches = any((folder / name).exists() for name in ("data_batch_1.bin", "test_batch.bin"))
+    binary = folder if has_batches else folder / "cifar-10-batches-bin"
     if binary.is_dir():
         names = [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
         parts = [_read_binary(binary / name) for name in names]

@@ -1,0 +1,83 @@
+"""What several test files need. Data that is not part of the project is looked for beside it, and skipped if absent."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def photos() -> Path:
+    """The folder of real photographs: dog.jpg, cat.jpg, pizza.jpg, shuttle.jpg."""
+    folder = Path(os.environ.get("CONVMIXER_TEST_PHOTOS", SHARED_DATA / "photos"))
+    if not (folder / "dog.jpg").exists():
+        pytest.skip(f"the photographs are not at {folder} (CONVMIXER_TEST_PHOTOS names another folder)")
+    return folder
+
+
+@pytest.fixture
+def random_checkpoint(tmp_path):
+    """A function that writes a checkpoint of a randomly initialised network and gives its path."""
+    from convmixer.images import Preprocessing
+    from convmixer.model import ConvMixer, ConvMixerConfig
+    from convmixer.weights import Checkpoint, save_checkpoint
+
+    def write(seed: int = 0, classes: int = 10, dim: int = 16, depth: int = 2, size: int = 32, name: str = "random"):
+        torch.manual_seed(seed)
+        config = ConvMixerConfig(dim, depth, kernel_size=5, patch_size=2, num_classes=classes)
+        network = ConvMixer(config)
+        with torch.no_grad():  # statistics as after training, so that batch norm is not the identity
+            network.train()(torch.randn(8, 3, size, size))
+        preprocessing = Preprocessing(size, 1.0, "bicubic", (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
+        labels = tuple(f"label {index}" for index in range(classes))
+        path = tmp_path / f"{name}-{seed}.safetensors"
+        save_checkpoint(path, Checkpoint(name, config, network.state_dict(), labels, preprocessing, {}, {}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def picture():
+    """A function that draws a noisy RGB picture of a given size; the same every time."""
+
+    def draw(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    return draw
+
+
+@pytest.fixture
+def cifar10_folder(tmp_path) -> Path:
+    """A folder in CIFAR-10's binary layout: 200 training and 20 test pictures, each class a colour of its own."""
+    folder = tmp_path / "cifar10" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (10, 3, 1))
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        labels = rng.integers(0, 10, 20 if name == "test_batch" else 40)
+        pixels = (colours[labels] + rng.normal(0, 30, (len(labels), 3, 1024))).clip(0, 255).astype(np.uint8)
+        records = np.concatenate([labels[:, None].astype(np.uint8), pixels.reshape(len(labels), -1)], axis=1)
+        records.tofile(folder / f"{name}.bin")
+    return folder.parent
+
+
+@pytest.fixture
+def python():
+    """A function that runs Python in a process of its own, in the repository, and gives the finished process."""
+
+    def run(*arguments: object, **options) -> subprocess.CompletedProcess:
+        options.setdefault("cwd", ROOT)
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)
+
+    return run

@@ -1,0 +1,61 @@
+"""The house keeps its order: who may import whom, and what importing the package costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOORS = {"timm", "torchvision", "cog", "gradio", "train", "demo", "predict", "serve"}
+MAY_NOT_IMPORT = {
+    "convmixer": DOORS | {"requests", "tyro"},
+    "train": {"cog", "gradio", "demo", "predict", "serve"},
+    "predict.py": {"timm", "torchvision", "gradio", "train", "demo"},
+}
+ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "onnx", "urllib"}
+
+
+def python_files(place: str) -> list[Path]:
+    path = ROOT / place
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def imported(nodes) -> set[str]:
+    """The top-level packages that the import statements among ``nodes`` name."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("place", MAY_NOT_IMPORT)
+def test_imports_stay_within_the_room(place):
+    files = python_files(place)
+    assert files
+    for file in files:
+        forbidden = imported(ast.walk(ast.parse(file.read_text()))) & MAY_NOT_IMPORT[place]
+        assert not forbidden, f"{file} imports {forbidden}"
+
+
+def test_rarely_needed_packages_are_imported_where_they_are_used():
+    for file in python_files("convmixer"):
+        tree = ast.parse(file.read_text())
+        assert not imported(tree.body) & ONLY_INSIDE_FUNCTIONS, file
+
+
+def test_importing_the_package_loads_no_door():
+    code = f"import sys, convmixer; print(*sorted({DOORS!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
+
+
+def test_the_containers_requirements_are_few_and_pinned():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert set(pins) == {"torch", "numpy", "pillow", "safetensors"}
+    assert pins["torch"] == "2.11.0"
