@@ -14,7 +14,7 @@ from convmixer.zoo import MODELS
 
 @pytest.fixture
 def run(random_checkpoint, capsys, monkeypatch):
-    """A function that runs the command line in this process; ``auto`` is a random model. Gives (code, stdout, stderr)."""
+    """A function that runs the command line in this process, with a random model; gives (code, stdout, stderr)."""
     path = random_checkpoint()
     monkeypatch.setenv("COG_WEIGHTS", str(path))
 

@@ -9,11 +9,11 @@ that the model itself reports.
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
+    from train.memory import keep_memory
 
-from train.memory import keep_memory
-
-keep_memory()  # before torch allocates anything
+    keep_memory()  # before torch allocates anything
 
 import json
 import os

@@ -10,11 +10,11 @@ pictures) and model.safetensors (the weights after the last finished epoch, whic
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
+    from train.memory import keep_memory
 
-from train.memory import keep_memory
-
-keep_memory()  # before torch allocates anything
+    keep_memory()  # before torch allocates anything
 
 import argparse
 import dataclasses

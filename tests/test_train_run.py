@@ -1,0 +1,242 @@
+"""train/run.py and train/evaluate.py as commands: real processes, killed and resumed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file
+
+from convmixer import Classifier, load_checkpoint
+from train import run as train_run
+from train.recipes import RECIPES
+
+# 180 pictures in 23 steps an epoch, about a second long, so that a kill hits the middle of one.
+SMALL = ["--recipe", "cifar10", "--model.dim", "48", "--model.depth", "4", "--batch-size", "8", "--epochs", "4"]
+SMALL += [
+    "--lr",
+    "0.01",
+    "--workers",
+    "1",
+    "--augmentation.reprob",
+    "0.5",
+    "--ema",
+    "0.9",
+    "--image-sizes",
+    "0",
+    "16",
+    "1",
+    "32",
+]
+QUICK = ["--recipe", "cifar10", "--model.dim", "16", "--model.depth", "1", "--batch-size", "64", "--workers", "0"]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "train/run.py", *map(str, arguments)]
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command(*arguments), cwd=ROOT, text=True, start_new_session=True, **pipes)
+
+
+def read_until(process: subprocess.Popen, text: str) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"the run ended before it printed {text!r}")
+
+
+@pytest.fixture
+def quick(cifar10_folder, tmp_path, monkeypatch, capsys):
+    """A function that runs train/run.py on one thread in this process; gives (code, stdout, stderr)."""
+
+    def call(*arguments: object, out: str = "run"):
+        words = ["run.py", *QUICK, "--data", cifar10_folder, "--out", tmp_path / out, *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        try:
+            code = train_run.main()
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(cifar10_folder, tmp_path):
+    data = ["--data", cifar10_folder]
+    whole = subprocess.run(
+        command(*SMALL, *data, "--out", tmp_path / "whole"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert whole.returncode == 0, whole.stderr
+
+    killed = start(*SMALL, *data, "--out", tmp_path / "killed", "--resume")
+    read_until(killed, "  2/4")
+    time.sleep(0.2)  # into the third epoch
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    stopped = torch.load(tmp_path / "killed" / "last.pt", weights_only=True)
+    assert stopped["epoch"] == 2
+
+    resumed = start(*SMALL, *data, "--out", tmp_path / "killed", "--resume")
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0, output
+    assert "going on after epoch 2 of 4" in output
+    assert "  2/4" not in output  # what was finished is not done again
+
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed"))
+    assert a["epoch"] == b["epoch"] == 4
+    for part in ("network", "ema"):
+        assert a[part].keys() == b[part].keys()
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
+    moments_a, moments_b = a["optimizer"]["state"], b["optimizer"]["state"]
+    assert all(torch.equal(moments_a[i]["exp_avg_sq"], moments_b[i]["exp_avg_sq"]) for i in moments_a)
+    exported = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(exported[0][name], exported[1][name]) for name in exported[0])
+    assert not torch.equal(exported[0]["head.weight"], stopped["ema"]["head.weight"])  # the last epochs did count
+    with open(tmp_path / "killed" / "metrics.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+
+
+def test_a_run_folder_opens_in_every_door(quick, cifar10_folder, tmp_path, picture, python):
+    code, out, err = quick("--epochs", 2)
+    assert (code, err) == (0, "")
+    assert len([line for line in out.splitlines() if "/2 " in line]) == 2
+    folder = tmp_path / "run"
+    files = {"best.pt", "last.pt", "metrics.csv", "model.safetensors", "recipe.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert (recipe["epochs"], recipe["model"]["dim"], recipe["weight_decay"]) == (2, 16, 0.005)
+
+    checkpoint = load_checkpoint(folder / "model.safetensors")
+    assert checkpoint.name == "convmixer_16_1_cifar10"
+    assert checkpoint.training["recipe"] == recipe
+    assert (checkpoint.training["epochs"], checkpoint.training["finished"]) == (2, True)
+    assert checkpoint.training["data"] == "CIFAR-10 training set (images 0-179)"
+    assert checkpoint.accuracy["data"] == "CIFAR-10 hold-out (training images 180-199)"
+    assert checkpoint.accuracy["images"] == 20
+    assert Classifier(str(folder / "model.safetensors")).classify(picture())[0].label in checkpoint.labels
+
+    result = python(
+        "train/evaluate.py",
+        "--model",
+        folder / "model.safetensors",
+        "--data",
+        cifar10_folder,
+        "--split",
+        "holdout",
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout)
+    # The run measured in mixed precision where the processor has it: one picture of the twenty may tip over.
+    assert measured["top1"] == pytest.approx(checkpoint.accuracy["top1"], abs=5.01)
+    assert measured["images"] == 20
+    assert sum(row["images"] for row in measured["per_class"]) == 20
+    correct = sum(row["images"] * row["top1"] / 100 for row in measured["per_class"])
+    assert correct == pytest.approx(measured["top1_count"])
+
+
+def test_evaluation_of_an_image_folder(python, random_checkpoint, picture, tmp_path):
+    """Twenty pictures in folders named like labels; the truth comes from the classifier itself, three are misfiled."""
+    model = random_checkpoint()
+    classifier = Classifier(str(model))
+    folder = tmp_path / "folder"
+    for i in range(20):
+        ranked = classifier.classify(picture(40, 50, seed=i), 10)
+        label = ranked[0 if i >= 3 else 1 if i else 7].label  # one of the three is not among the best five either
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        picture(40, 50, seed=i).save(folder / label / f"{i}.png")
+    (folder / label / "broken.png").write_bytes(b"broken")
+    result = python(
+        "train/evaluate.py", "--model", model, "--data", folder, "--json", "--workers", 1, "--batch-size", 7
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "broken.png" in result.stderr
+    measured = json.loads(result.stdout)
+    assert (measured["images"], measured["top1_count"], measured["top5_count"]) == (20, 17, 19)
+    assert len(measured["broken"]) == 1
+
+
+def test_a_finished_or_foreign_run_is_not_overwritten(quick, tmp_path):
+    assert quick("--epochs", 1)[0] == 0
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    code, _, err = quick("--epochs", 1)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--resume" in err
+    code, _, err = quick("--epochs", 3, "--lr", 0.1, "--resume")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "epochs is 3 and was 1; lr is 0.1 and was 0.05" in err
+    code, out, _ = quick("--epochs", 1, "--resume")
+    assert code == 0
+    assert "going on after epoch 1 of 1" in out
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(quick, tmp_path):
+    assert quick("--epochs", 1)[0] == 0
+    path = tmp_path / "run" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    code, _, err = quick("--epochs", 1, "--resume")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "last.pt is not a whole checkpoint" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--epochs", 0], "epochs is 0"),
+        (["--model.kernel-size", 4], "kernel_size is 4"),
+        (["--device", "tpux"], "'tpux'"),
+        (["--data", "nowhere"], "nowhere holds no CIFAR-10"),
+        (["--recipe", "cifar11"], "cifar10_progressive"),
+    ],
+)
+def test_wrong_settings_are_one_line(quick, tmp_path, arguments, part):
+    code, _, err = quick(*arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert part in err
+    assert not (tmp_path / "run").exists()  # nothing is left behind
+
+
+def test_a_mistyped_field_gets_a_suggestion(quick):
+    code, _, err = quick("--epoch", 3)
+    assert code == 2
+    assert "--epochs" in err
+
+
+def test_the_cifar10_recipe_is_the_published_one():
+    recipe = RECIPES["cifar10"]
+    model = recipe.model
+    assert (model.dim, model.depth, model.kernel_size, model.patch_size) == (256, 8, 5, 2)
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (25, 512, 0.05, 0.005)
+    assert (recipe.eps, recipe.clip_grad, recipe.label_smoothing, recipe.ema) == (1e-8, None, 0.0, None)
+    assert recipe.image_sizes == ()
+
+
+def test_sigint_leaves_a_line_and_a_run_that_goes_on(cifar10_folder, tmp_path):
+    process = start(*SMALL, "--data", cifar10_folder, "--out", tmp_path / "run")
+    read_until(process, "  1/4")
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate()[0]
+    assert process.returncode == 130
+    assert "--resume goes on" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+def test_evaluate_names_what_is_wrong(python, random_checkpoint, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
+    result = python("train/evaluate.py", "--model", random_checkpoint(), "--data", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "one for each class" in result.stderr
