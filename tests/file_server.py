@@ -1,0 +1,95 @@
+"""A web server on this machine that misbehaves on request."""
+
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Resource:
+    """One file, and how the server gives it."""
+
+    body: bytes = b""
+    etag: str | None = '"v1"'
+    takes_ranges: bool = True
+    takes_if_range: bool = True
+    sends_length: bool = True
+    cuts: list[int] = field(default_factory=list)  # the next answers end after so many bytes
+    statuses: list[int] = field(default_factory=list)  # the next answers are these errors
+    redirect: str | None = None
+    pause: threading.Event | None = None  # the second half of the body waits for it
+
+
+class FileServer:
+    """Serves ``resources``, by path, while used as a context; ``requests`` has (path, Range header or None) of each."""
+
+    def __init__(self):
+        self.resources: dict[str, Resource] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.files = self
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}{path}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        for resource in self.resources.values():
+            if resource.pause:
+                resource.pause.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        files = self.server.files
+        files.requests.append((self.path, self.headers.get("Range")))
+        resource = files.resources.get(self.path)
+        if resource is None:
+            return self.send_error(404)
+        if resource.statuses:
+            return self.send_error(resource.statuses.pop(0))
+        if resource.redirect:
+            self.send_response(302)
+            self.send_header("Location", resource.redirect)
+            return self.end_headers()
+        start = self._start(resource)
+        if start and start >= len(resource.body):
+            return self.send_error(416)
+        self._send(resource, start)
+
+    def _start(self, resource: Resource) -> int:
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        is_same = self.headers.get("If-Range") == resource.etag or not resource.takes_if_range
+        return int(wanted[1]) if wanted and resource.takes_ranges and is_same else 0
+
+    def _send(self, resource: Resource, start: int):
+        body = resource.body[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(resource.body) - 1}/{len(resource.body)}")
+        if resource.sends_length:
+            self.send_header("Content-Length", str(len(body)))
+        if resource.etag:
+            self.send_header("ETag", resource.etag)
+        self.end_headers()
+        body = body[: resource.cuts.pop(0)] if resource.cuts else body
+        half = len(body) // 2 if resource.pause else len(body)
+        self.wfile.write(body[:half])
+        if resource.pause:
+            resource.pause.wait(timeout=30)
+            self.wfile.write(body[half:])
+
+    def handle(self):
+        try:
+            super().handle()
+        except ConnectionError:  # the client was killed, which is what some tests do
+            self.close_connection = True
+
+    def log_message(self, *_):
+        pass
