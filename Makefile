@@ -8,16 +8,16 @@ BIN := .venv/bin
 BASE := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: predict test serve demo lint clean
+.PHONY: predict test serve lint clean
 
 predict: $(BASE)
-	@$(BIN)/python -m convmixer classify --model "$(MODEL)" $(if $(IMAGE),"$(IMAGE)",)
+	@$(BIN)/python -m convmixer classify --model "$(MODEL)" $(if $(IMAGE),"$(IMAGE)",--sample)
 
 test: $(DEV)
 	$(BIN)/python -m pytest
 
 serve: $(DEV)
-	$(BIN)/python -m tools.serve --port $(PORT)
+	$(BIN)/python serve.py --port $(PORT)
 
 lint: $(DEV)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -6,8 +6,9 @@ for prediction in Classifier().classify("dog.jpg"):
 """
 
 from .classifier import Classifier, Prediction
-from .images import ImageError, Preprocessing, load_image
+from .images import ImageError, load_image
 from .model import ConvMixer, ConvMixerConfig, build
+from .preprocessing import Preprocessing
 from .weights import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from .zoo import ModelError
 

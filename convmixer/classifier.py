@@ -10,8 +10,9 @@ from torch import Tensor
 
 from . import zoo
 from .explain import HeatMap, class_activation_map
-from .images import crop_box, load_image, preprocess
+from .images import load_image
 from .model import build
+from .preprocessing import crop_box, preprocess
 from .weights import Checkpoint
 
 # Pictures run through the network together while one feature map of them all fits in this many bytes: larger slices

@@ -16,8 +16,8 @@ from typing import BinaryIO
 from safetensors.torch import save
 from torch import Tensor
 
-from .images import IMAGENET, Preprocessing
 from .model import ConvMixerConfig
+from .preprocessing import IMAGENET, Preprocessing
 from .readers import (
     METADATA_KEY,
     CheckpointError,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .download import DiskError, DownloadError, Progress, fetch
-from .images import IMAGENET, Preprocessing
 from .model import ConvMixerConfig, count_parameters
+from .preprocessing import IMAGENET, Preprocessing
 from .weights import (
     CHECKPOINT_SUFFIXES,
     SMALL_PICTURES,

@@ -26,8 +26,8 @@ def photos() -> Path:
 @pytest.fixture
 def random_checkpoint(tmp_path):
     """A function that writes a checkpoint of a randomly initialised network and gives its path."""
-    from convmixer.images import Preprocessing
     from convmixer.model import ConvMixer, ConvMixerConfig
+    from convmixer.preprocessing import Preprocessing
     from convmixer.weights import Checkpoint, save_checkpoint
 
     def write(seed: int = 0, classes: int = 10, dim: int = 16, depth: int = 2, size: int = 32, name: str = "random"):

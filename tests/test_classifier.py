@@ -8,7 +8,7 @@ from PIL import Image
 from convmixer import CheckpointError, Classifier, ImageError, ModelError
 from convmixer import classifier as classifier_module
 from convmixer.explain import HeatMap
-from convmixer.images import preprocess
+from convmixer.preprocessing import preprocess
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from timm.models.convmixer import ConvMixer as TimmConvMixer
 from torch import nn
 
 from convmixer import model
-from convmixer.images import IMAGENET
 from convmixer.model import ConvMixerConfig
+from convmixer.preprocessing import IMAGENET
 from convmixer.readers import infer_config
 from convmixer.weights import (
     SMALL_PICTURES,

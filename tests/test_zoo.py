@@ -12,8 +12,8 @@ from file_server import FileServer, Resource
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 
 from convmixer import download, model, weights, zoo
-from convmixer.images import IMAGENET
 from convmixer.model import ConvMixerConfig
+from convmixer.preprocessing import IMAGENET
 from convmixer.weights import Checkpoint, CheckpointError, imagenet_labels, load_checkpoint, save_checkpoint
 from convmixer.zoo import MODELS, DiskError, DownloadError, ModelError
 

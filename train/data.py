@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torchvision import transforms
 
-from convmixer.images import Preprocessing
+from convmixer.preprocessing import Preprocessing
 from train.recipes import Augmentation, Recipe
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convmixer import Classifier, ImageError, Preprocessing, load_image
-from convmixer.images import preprocess
+from convmixer.preprocessing import preprocess
 from train import data as datasets
 from train.loop import TrainingError, evaluate, uint8_batches
 

@@ -10,8 +10,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from convmixer.images import Preprocessing
 from convmixer.model import ConvMixer, build
+from convmixer.preprocessing import Preprocessing
 from convmixer.weights import write_atomically
 from train import schedule
 from train.data import LabelledImages, erase, normalise
