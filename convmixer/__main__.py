@@ -136,8 +136,10 @@ def show(name: str, model: str, predictions: list, as_json: bool) -> None:
 
 
 def percent(score: float) -> str:
-    """A share of 1 as percent with two decimals; what is too small for them is not called 0."""
-    return "<0.01 %" if 0 < score < 0.0001 else f"{100 * score:.2f} %"
+    """A share of 1 as percent with two decimals; what is nearly nothing or nearly all is not rounded to 0 or 100."""
+    if 0 < score < 0.0001:
+        return "<0.01 %"
+    return ">99.99 %" if 0.9999 < score < 1 else f"{100 * score:.2f} %"
 
 
 def run_models(arguments: argparse.Namespace) -> int:

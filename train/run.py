@@ -130,6 +130,7 @@ def export(path: Path, state: loop.TrainingState, run: Run, resolved: dict, trai
             "top5": row["held_out_top5"],
             "data": held_out.name,
             "images": len(held_out),
+            "amp": resolved["amp"],  # the precision it was measured in
         },
     )
     save_checkpoint(path, checkpoint)
