@@ -36,8 +36,9 @@ def contestant(name: str, batch_size: int):
     from torch import nn
 
     from convmixer.model import build
+    from convmixer.preprocessing import CIFAR10
     from train import loop
-    from train.data import CIFAR10, normalise
+    from train.data import normalise
     from train.recipes import RECIPES
 
     recipe = RECIPES["cifar10"]

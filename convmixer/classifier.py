@@ -51,7 +51,7 @@ class Classifier:
         device: str | torch.device | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ):
-        self.device = _usable(device)  # first: a mistyped device should not cost a download
+        self.device = choose_device(device)  # first: a mistyped device should not cost a download
         checkpoint: Checkpoint = zoo.load(model, progress)
         self.name = checkpoint.name
         self.config = checkpoint.config
@@ -129,8 +129,8 @@ def _check_top_k(top_k: int) -> None:
         raise ValueError(f"top_k is {top_k!r}; it must be a whole number of at least 1")
 
 
-def _usable(device: str | torch.device | None) -> torch.device:
-    """The device to run on. Raises ValueError where it does not exist on this machine."""
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device that was named, by default the GPU where there is one. Raises ValueError for one that is not here."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

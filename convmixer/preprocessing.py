@@ -74,6 +74,8 @@ def _is_number(value) -> bool:
 
 
 IMAGENET = Preprocessing(224, 0.96, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Mean and standard deviation as in the authors' script: https://github.com/locuslab/convmixer-cifar10
+CIFAR10 = Preprocessing(32, 1.0, "bicubic", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 
 
 def crop_box(image_size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .model import ConvMixerConfig
-from .preprocessing import IMAGENET, Preprocessing
+from .preprocessing import CIFAR10, IMAGENET, Preprocessing
 from .readers import (
     METADATA_KEY,
     CheckpointError,
@@ -30,9 +30,6 @@ from .readers import (
 
 FORMAT_VERSION = 1
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar")
-SMALL_PICTURES = Preprocessing(  # mean and standard deviation of CIFAR-10's training set
-    size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
-)
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing tensors does not give one truth value
@@ -183,7 +180,7 @@ def _guess(path: Path, tensors: dict[str, Tensor]) -> Checkpoint:
         config=config,
         state_dict={},
         labels=imagenet_labels() if is_imagenet else tuple(f"class {i}" for i in range(config.num_classes)),
-        preprocessing=IMAGENET if config.patch_size >= 7 else SMALL_PICTURES,
+        preprocessing=IMAGENET if config.patch_size >= 7 else CIFAR10,
         training={},
         accuracy={},
     )

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from .download import DiskError, DownloadError, Progress, fetch
 from .model import ConvMixerConfig, count_parameters
-from .preprocessing import IMAGENET, Preprocessing
+from .preprocessing import CIFAR10, IMAGENET, Preprocessing
 from .weights import (
     CHECKPOINT_SUFFIXES,
-    SMALL_PICTURES,
     Checkpoint,
     CheckpointError,
     imagenet_labels,
@@ -80,7 +79,7 @@ MODELS = {
         ModelEntry(
             "convmixer_256_8_cifar10",
             ConvMixerConfig(256, 8, kernel_size=5, patch_size=2, num_classes=10),
-            SMALL_PICTURES,
+            CIFAR10,
             accuracy={},
             shipped=ASSETS / "convmixer_256_8_cifar10.safetensors",
         ),

@@ -2,9 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from convmixer import Classifier
@@ -167,11 +170,6 @@ def test_a_name_that_the_terminal_cannot_show(python, random_checkpoint, picture
 
 def test_a_reader_that_leaves_early(random_checkpoint, tmp_path, picture):
     """`| head -1` ends quietly."""
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
     for i in range(40):
         picture(seed=i).save(tmp_path / f"{i}.png")
     command = f"{sys.executable} -m convmixer classify --model {random_checkpoint()} {tmp_path}/*.png | head -1"

@@ -1,186 +1,36 @@
-"""predict.py in Cog's own server, as `make serve` starts it: real requests, good and bad, and what is left of them."""
+"""predict.py in Cog's own server: real requests, good and bad, and what is left of them."""
 
 import base64
-import contextlib
-import http.client
 import io
 import json
 import os
-import re
-import signal
 import socket
-import struct
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from cog_server import (
+    COGS_FOLDER,
+    GOOD,
+    PATIENCE,
+    PICTURE,
+    ROOT,
+    Server,
+    data_uri,
+    encoded,
+    noise,
+    png_header,
+    wait_until,
+)
 from file_server import FileServer, Resource
 from PIL import Image
 
 import predict
 import serve
-from convmixer import Checkpoint, Classifier, ConvMixer, ConvMixerConfig, Preprocessing, save_checkpoint, zoo
-from convmixer.weights import CheckpointError
-
-ROOT = Path(__file__).resolve().parents[1]
-COGS_FOLDER = Path("/tmp/coglet/predictions")  # where Cog keeps what is too large for its sockets; it is not TMPDIR
-CLASSES = 150  # more than the 100 that can be asked for
-PATIENCE = 60  # seconds; the machine may be busy with something else
-
-
-def encoded(picture: Image.Image, format: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format)
-    return stream.getvalue()
-
-
-def data_uri(content: bytes, mime: str = "image/png") -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG of this size as far as its header says, with hardly any pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
-
-
-PICTURE = encoded(noise(90, 70))
-GOOD = data_uri(PICTURE)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def write_weights(path: Path) -> None:
-    torch.manual_seed(0)
-    config = ConvMixerConfig(dim=16, depth=2, kernel_size=5, patch_size=4, num_classes=CLASSES)
-    network = ConvMixer(config)
-    with torch.no_grad():
-        network.head.weight *= 30  # scores that differ
-    preprocessing = Preprocessing(48, 0.9, "bicubic", (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
-    labels = tuple(f"label {index}" for index in range(CLASSES))
-    save_checkpoint(path, Checkpoint("random", config, network.state_dict(), labels, preprocessing, {}, {}))
-
-
-class Server:
-    """`python serve.py`, started in another folder, with weights and temporary files in ``folder``.
-
-    Once it is ready the weights are gone: whatever it answers, it answers with the model that setup loaded.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder, self.temporary, self.log = folder, folder / "tmp", folder / "log"
-        self.temporary.mkdir()
-        weights = folder / "model.safetensors"
-        write_weights(weights)
-        self.classifier = Classifier(str(weights))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        environment = os.environ | {
-            "COG_WEIGHTS": weights.name,
-            "CONVMIXER_CACHE": "cache",
-            "TMPDIR": str(self.temporary),
-            "https_proxy": "http://127.0.0.1:9",  # nothing can be downloaded, whether there is a network or not
-            "no_proxy": "127.0.0.1",
-        }
-        self.started = time.time()
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, ROOT / "serve.py", "--port", str(self.port)],
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        try:
-            self.wait_for("READY")
-        except BaseException:
-            self.kill()
-            raise
-        weights.unlink()
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # with its worker
-        self.process.wait()
-
-    def wait_for(self, status: str) -> None:
-        wait_until(lambda: self.status() == status or self.process.poll() is not None)
-        assert self.process.poll() is None, self.log.read_text()
-
-    def status(self) -> str:
-        try:
-            return json.loads(self.request("GET", "/health-check")[1])["status"]
-        except ConnectionError:
-            return "DOWN"
-
-    def request(self, method: str, path: str, body: object = None) -> tuple[int, str]:
-        """The status code and the text of one answer, none of which may give away anything about the server."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        content = body if isinstance(body, bytes) else json.dumps(body)
-        connection.request(method, path, content, {"Content-Type": "application/json"})
-        with contextlib.closing(connection), connection.getresponse() as response:
-            text = response.read().decode()
-        words = re.sub(r"base64,[\w+/=]+", "", text)  # in a picture's code, anything may turn up
-        for secret in (str(ROOT), str(self.folder), "site-packages", "Traceback"):
-            assert secret not in words
-        return response.status, text
-
-    def send(self, body: object, method: str = "POST", path: str = "/predictions") -> tuple[int, str]:
-        """`request` for a prediction. Cog has no queue: a client that is told so comes back."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            status, text = self.request(method, path, body)
-            if status != 409 or time.monotonic() > deadline:
-                return status, text
-            time.sleep(0.01)
-
-    def predict(self, **inputs) -> dict:
-        """The answer to a request that was understood."""
-        status, text = self.send({"input": inputs})
-        assert status == 200, text
-        return json.loads(text)
-
-    def output(self, **inputs) -> dict:
-        """The output for a good request."""
-        answer = self.predict(**inputs)
-        assert answer["status"] == "succeeded", answer
-        return answer["output"]
-
-    def expect(self, output: dict, picture: bytes, top_k: int = 5) -> None:
-        """``output`` is what the classifier says about ``picture``."""
-        expected = [asdict(prediction) for prediction in self.classifier.classify(picture, top_k)]
-        assert output["model"] == "random"
-        assert len(output["predictions"]) == top_k
-        for found, wanted in zip(output["predictions"], expected, strict=True):
-            assert found == wanted | {"score": pytest.approx(wanted["score"], abs=1e-5)}
-
-    def files(self) -> list[Path]:
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
+from convmixer import Classifier, zoo
 
 
 @pytest.fixture(scope="module")
@@ -452,103 +302,3 @@ def test_the_server_describes_its_api(server):
     assert status == 200
     assert json.loads(text) == serve.openapi_schema(predict.Predictor)
     assert serve.SCHEMA_FILE.stat().st_mtime >= server.started - 1  # file systems and clocks differ a little
-
-
-# The door's functions, without a server.
-
-
-@pytest.fixture
-def own_temporary_folder(monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", None)  # setup changes it for the whole process
-
-
-def test_setup_without_the_weights_that_cog_weights_names(monkeypatch, tmp_path, own_temporary_folder):
-    monkeypatch.setenv("COG_WEIGHTS", str(tmp_path / "gone.safetensors"))
-    with pytest.raises(CheckpointError, match="COG_WEIGHTS"):
-        predict.Predictor().setup()
-
-
-def test_each_model_is_loaded_once_and_the_first_is_warm(monkeypatch, random_checkpoint, own_temporary_folder):
-    path = random_checkpoint()
-    monkeypatch.setenv("COG_WEIGHTS", str(path))
-    events = []
-
-    class Recorder(Classifier):
-        def __init__(self, model):
-            events.append(model)
-            super().__init__(str(path))
-
-        def classify(self, image, top_k=5):
-            events.append("runs")
-            return super().classify(image, top_k)
-
-    monkeypatch.setattr(predict, "Classifier", Recorder)
-    predictor = predict.Predictor()
-    predictor.setup()
-    for model in ("auto", "convmixer_768_32", "convmixer_768_32", "auto", "convmixer_1536_20"):
-        predictor.classifier(model)
-    assert events == ["auto", "runs", "convmixer_768_32", "convmixer_1536_20"]
-
-
-def test_auto_and_the_name_of_what_it_is_are_one_model(monkeypatch, random_checkpoint, own_temporary_folder):
-    path = random_checkpoint()
-    monkeypatch.setattr(predict.zoo, "resolve", lambda model: ("convmixer_768_32", path))
-    monkeypatch.setattr(predict, "Classifier", lambda model: Classifier(str(path)))
-    predictor = predict.Predictor()
-    predictor.setup()
-    assert predictor.classifier("auto") is predictor.classifier("convmixer_768_32")
-
-
-def test_no_file_is_opened_by_the_name_of_a_model(monkeypatch, random_checkpoint, own_temporary_folder):
-    path = random_checkpoint()
-    monkeypatch.setenv("COG_WEIGHTS", str(path))
-    predictor = predict.Predictor()
-    predictor.setup()
-    with pytest.raises(predict.RequestError, match="choose one of auto, "):
-        predictor.classifier(str(path))
-
-
-def test_only_pictures_from_cog_are_read(tmp_path):
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    inside, outside, link = folder / "inside", tmp_path / "outside", folder / "link"
-    inside.write_bytes(b"inside")
-    outside.write_bytes(b"outside")
-    link.symlink_to(outside)
-    assert predict.read_picture(predict.Path(inside), folder) == b"inside"
-    for image in (outside, link, folder / ".." / "outside", str(inside), "inside", None, 7):
-        with pytest.raises(predict.RequestError, match="must be an http or https URL"):
-            predict.read_picture(image, folder)
-
-
-def test_a_huge_file_is_not_read(tmp_path):
-    path = tmp_path / "huge"
-    with open(path, "wb") as file:
-        file.truncate(predict.MAX_BYTES + 1)
-    with pytest.raises(predict.RequestError, match="104,857,601 bytes, more than the 104,857,600"):
-        predict.read_picture(path, tmp_path)
-
-
-@pytest.fixture
-def no_start(monkeypatch):
-    """serve.py would become the server: a test that should have stopped it before must fail instead."""
-    monkeypatch.setattr(serve, "write_schema", lambda: pytest.fail("the server would start"))
-
-
-@pytest.mark.parametrize("port", ["abc", "", "0", "-1", "65536", "5000.0", "²"])
-def test_a_port_that_is_none_gets_one_line(no_start, port, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        serve.main([f"--port={port}"])
-    assert stopped.value.code == 2
-    assert (
-        capsys.readouterr().err == f"serve.py: argument --port: {port!r} is not a port; give a number from 1 to 65535\n"
-    )
-
-
-def test_a_port_in_use_gets_one_line(no_start):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(SystemExit) as stopped:
-            serve.main(["--port", str(port)])
-    assert stopped.value.code.startswith(f"serve.py: port {port} of 127.0.0.1 cannot be used (Address already in use)")
-    assert "\n" not in stopped.value.code

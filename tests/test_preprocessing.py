@@ -10,9 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from convmixer import preprocessing as preprocessing_module
-from convmixer.preprocessing import IMAGENET, Preprocessing, crop_box, preprocess, resize_and_crop
-
-CIFAR = Preprocessing(32, 1.0, "bicubic", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+from convmixer.preprocessing import CIFAR10, IMAGENET, Preprocessing, crop_box, preprocess, resize_and_crop
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -22,7 +20,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 def test_settings():
     assert (IMAGENET.size, IMAGENET.resize) == (224, 233)
-    assert (CIFAR.size, CIFAR.resize) == (32, 32)
+    assert (CIFAR10.size, CIFAR10.resize) == (32, 32)
     assert Preprocessing(224, 0.875).resize == 256
     settings = json.loads(json.dumps(IMAGENET.to_dict()))
     assert settings == {
@@ -33,7 +31,7 @@ def test_settings():
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }
-    for preprocessing in (IMAGENET, CIFAR):
+    for preprocessing in (IMAGENET, CIFAR10):
         assert Preprocessing.from_dict(preprocessing.to_dict() | {"colour": "any"}) == preprocessing
     del settings["resize"]
     assert Preprocessing.from_dict(settings) == IMAGENET
@@ -88,7 +86,7 @@ SIZES += [(7, 1000), (2000, 1333), (32, 32), (33, 32), (235, 233), (233, 235)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("preprocessing", [IMAGENET, CIFAR], ids=["imagenet", "cifar"])
+@pytest.mark.parametrize("preprocessing", [IMAGENET, CIFAR10], ids=["imagenet", "cifar"])
 def test_equal_to_timm(size, preprocessing):
     image = noise(*size)
     tensor = preprocess(image, preprocessing)
@@ -104,10 +102,10 @@ def test_equal_to_timm_with_every_filter(interpolation):
 
 
 def test_default_dtype_does_not_matter():
-    expected = preprocess(noise(40, 30), CIFAR)
+    expected = preprocess(noise(40, 30), CIFAR10)
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(preprocess(noise(40, 30), CIFAR), expected)
+        assert torch.equal(preprocess(noise(40, 30), CIFAR10), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -147,17 +145,17 @@ def test_middle_equals_the_whole_up_to_rounding(interpolation, monkeypatch):
 
 def test_only_rgb_with_pixels_is_preprocessed():
     with pytest.raises(ValueError, match="RGBA"):
-        preprocess(Image.new("RGBA", (4, 4)), CIFAR)
+        preprocess(Image.new("RGBA", (4, 4)), CIFAR10)
     with pytest.raises(ValueError, match="at least one pixel"):
-        preprocess(Image.new("RGB", (0, 4)), CIFAR)
+        preprocess(Image.new("RGB", (0, 4)), CIFAR10)
     with pytest.raises(ValueError, match="at least one pixel"):
-        crop_box((4, 0), CIFAR)
+        crop_box((4, 0), CIFAR10)
 
 
 def test_crop_box():
-    assert crop_box((32, 32), CIFAR) == (0, 0, 32, 32)
-    assert crop_box((64, 32), CIFAR) == (16, 0, 48, 32)
-    assert crop_box((32, 64), CIFAR) == (0, 16, 32, 48)
+    assert crop_box((32, 32), CIFAR10) == (0, 0, 32, 32)
+    assert crop_box((64, 32), CIFAR10) == (16, 0, 48, 32)
+    assert crop_box((32, 64), CIFAR10) == (0, 16, 32, 48)
     assert crop_box((500, 375), IMAGENET) == pytest.approx(
         (43 * 500 / 310, 4 * 375 / 233, 267 * 500 / 310, 228 * 375 / 233)
     )

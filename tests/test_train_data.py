@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 from torchvision import transforms
 
+from convmixer.preprocessing import CIFAR10
 from train import data
 from train.data import (
-    CIFAR10,
     AugmentedImages,
     DataError,
     LabelledImages,

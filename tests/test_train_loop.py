@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from convmixer.model import ConvMixerConfig
+from convmixer.preprocessing import CIFAR10
 from train import loop
-from train.data import CIFAR10
 from train.depthwise import DepthwiseConv2d, use_fast_depthwise
 from train.recipes import Augmentation, Recipe
 
@@ -183,8 +183,3 @@ def test_evaluation_counts_every_picture_once():
     for truth, answer in zip(labels, logits.argmax(1), strict=True):
         confusion[truth, answer] += 1
     assert torch.equal(counts["confusion"], confusion)
-
-
-def test_an_unusable_device_is_named():
-    with pytest.raises(loop.TrainingError, match="device 'tpux' cannot be used"):
-        loop.choose_device("tpux")

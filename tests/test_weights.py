@@ -22,10 +22,9 @@ from torch import nn
 
 from convmixer import model
 from convmixer.model import ConvMixerConfig
-from convmixer.preprocessing import IMAGENET
+from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.readers import infer_config
 from convmixer.weights import (
-    SMALL_PICTURES,
     Checkpoint,
     CheckpointError,
     imagenet_labels,
@@ -93,7 +92,7 @@ def checkpoint_of(network, **changes):
         "config": CONFIG,
         "state_dict": network.state_dict(),
         "labels": LABELS,
-        "preprocessing": SMALL_PICTURES,
+        "preprocessing": CIFAR10,
         "training": {"recipe": "cifar10", "seed": 3, "nested": {"values": [1, None, 0.5]}},
         "accuracy": {"top1": 91.2, "data": "CIFAR-10 test", "images": 10_000},
     }
@@ -285,7 +284,7 @@ def test_state_dicts_in_both_key_styles(tmp_path, style, prefix, save):
     assert loaded.config == CONFIG
     assert loaded.name == "my.model"
     assert loaded.labels == ("class 0", "class 1", "class 2", "class 3")
-    assert (loaded.preprocessing, loaded.training, loaded.accuracy) == (SMALL_PICTURES, {}, {})
+    assert (loaded.preprocessing, loaded.training, loaded.accuracy) == (CIFAR10, {}, {})
 
 
 @pytest.mark.parametrize("save", [save_zipped, save_bare_pickle])

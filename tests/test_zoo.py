@@ -11,9 +11,9 @@ import torch
 from file_server import FileServer, Resource
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 
-from convmixer import download, model, weights, zoo
+from convmixer import download, model, zoo
 from convmixer.model import ConvMixerConfig
-from convmixer.preprocessing import IMAGENET
+from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.weights import Checkpoint, CheckpointError, imagenet_labels, load_checkpoint, save_checkpoint
 from convmixer.zoo import MODELS, DiskError, DownloadError, ModelError
 
@@ -51,7 +51,7 @@ def save_own(path, name, config):
     labels = tuple(f"label {i}" for i in range(config.num_classes))
     state_dict = model.ConvMixer(config).state_dict()
     accuracy = {"top1": 91.5, "data": "CIFAR-10 test", "images": 10_000}
-    save_checkpoint(path, Checkpoint(name, config, state_dict, labels, weights.SMALL_PICTURES, {"seed": 1}, accuracy))
+    save_checkpoint(path, Checkpoint(name, config, state_dict, labels, CIFAR10, {"seed": 1}, accuracy))
 
 
 def timm_state_dict(seed=0):

@@ -16,8 +16,6 @@ from convmixer.preprocessing import Preprocessing
 from train.recipes import Augmentation, Recipe
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# Mean and standard deviation as in the authors' script.
-CIFAR10 = Preprocessing(32, 1.0, "bicubic", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 
 
 class DataError(ValueError):

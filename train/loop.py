@@ -25,20 +25,6 @@ class TrainingError(RuntimeError):
     """The run cannot go on; the message is one line that says why and what to do."""
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """The CUDA device where there is one, else the CPU; or the device that was named. Raises TrainingError."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(
-            f"device {device!r} cannot be used: {str(error).splitlines()[0]}; try auto, cpu or cuda"
-        ) from error
-    return chosen
-
-
 def choose_amp(amp: str, device: torch.device) -> str:
     """What "auto" stands for: "bf16" where ``device`` computes it natively, else "fp16" on CUDA, "off" on the CPU."""
     if amp != "auto":

@@ -28,6 +28,8 @@ from typing import Annotated
 import torch
 import tyro
 
+from convmixer.classifier import choose_device
+from convmixer.preprocessing import CIFAR10
 from convmixer.weights import Checkpoint, save_checkpoint, write_atomically
 from train import data as datasets
 from train import loop
@@ -46,7 +48,7 @@ class Run:
     out: Path | None = None  # run folder; runs/RECIPE by default
     resume: bool = False  # go on from the run folder's last checkpoint; starts afresh where there is none
     download: bool = False  # fetch the data with torchvision where the folder does not hold it
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    device: str | None = None  # cpu, cuda, cuda:1, ...; the GPU where there is one
     workers: int = max(1, min(4, (os.cpu_count() or 1) // 2))  # processes that augment pictures; 0: in this one
     threads: int | None = None  # of the CPU's arithmetic; PyTorch's default otherwise
 
@@ -114,7 +116,7 @@ def export(path: Path, state: loop.TrainingState, run: Run, resolved: dict, trai
         config=config,
         state_dict={name: tensor.detach().cpu().contiguous() for name, tensor in state.exported.state_dict().items()},
         labels=datasets.CIFAR10_CLASSES,
-        preprocessing=datasets.CIFAR10,
+        preprocessing=CIFAR10,
         training={
             "recipe": resolved,
             "data": trained_on,
@@ -159,7 +161,7 @@ class Console:
 def train(run: Run) -> None:
     """Runs the recipe to its end. Raises TrainingError and DataError, each with one line for the user."""
     recipe = run.recipe
-    device = loop.choose_device(run.device)
+    device = choose_device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
     resolved = resolve(recipe, device)
@@ -185,9 +187,9 @@ def train(run: Run) -> None:
     for epoch in range(state.epoch, recipe.epochs):
         start = time.perf_counter()
         sampler.epoch = epoch
-        trained = loop.train_epoch(state, batches, len(batches), recipe, datasets.CIFAR10, amp, console.step)
+        trained = loop.train_epoch(state, batches, len(batches), recipe, CIFAR10, amp, console.step)
         uint8 = loop.uint8_batches(held_out, recipe.batch_size)
-        normalised = ((datasets.normalise(images.to(device), datasets.CIFAR10), labels) for images, labels in uint8)
+        normalised = ((datasets.normalise(images.to(device), CIFAR10), labels) for images, labels in uint8)
         measured = loop.evaluate(state.exported, normalised, recipe.model.num_classes, amp)
         state.epoch = epoch + 1
         state.history.append(
