@@ -13,13 +13,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torchvision import transforms
 
 from convmixer.preprocessing import Preprocessing
+from train.errors import DataError
 from train.recipes import Augmentation, Recipe
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-class DataError(ValueError):
-    """The data folder does not hold what was asked for; the message is one line that says what would be right."""
 
 
 @dataclass(frozen=True)

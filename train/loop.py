@@ -16,13 +16,10 @@ from convmixer.weights import write_atomically
 from train import schedule
 from train.data import LabelledImages, erase, normalise
 from train.depthwise import use_fast_depthwise
+from train.errors import TrainingError
 from train.recipes import Recipe
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message is one line that says why and what to do."""
 
 
 def choose_amp(amp: str, device: torch.device) -> str:
