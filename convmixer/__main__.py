@@ -1,4 +1,4 @@
-"""The command line: python -m convmixer classify | models | download."""
+"""The command line: python -m convmixer classify | models | download | export."""
 
 import argparse
 import json
@@ -41,6 +41,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "download", help="fetch weights", description="Fetch a model's weights into the cache."
     )
     download.add_argument("names", nargs="+", metavar="NAME", help="name, as in the models command")
+
+    export = commands.add_parser(
+        "export", help="write a model as ONNX", description="Write a model as one self-contained ONNX file."
+    )
+    export.add_argument("model", metavar="NAME|FILE", help="name (see the models command) or checkpoint file")
+    export.add_argument("--to", required=True, metavar="FILE", help="the file to write, such as model.onnx")
 
     arguments = parser.parse_args(argv)
     if arguments.command == "classify":
@@ -177,6 +183,19 @@ def run_download(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def run_export(arguments: argparse.Namespace) -> int:
+    from .download import terminal_progress
+    from .export import export_onnx
+
+    export = export_onnx(arguments.model, arguments.to, terminal_progress(arguments.model))
+    if export.difference is None:
+        checked = "not checked, because onnxruntime is not installed"
+    else:
+        checked = f"equal to PyTorch in ONNX Runtime up to {export.difference:.0e} of the largest logit"
+    print(f"{export.path}: {export.size / 1e6:.1f} MB, opset {export.opset}, {checked}")
+    return DONE
+
+
 def fail(message: str) -> int:
     print(f"convmixer: {message}", file=sys.stderr)
     return WRONG
@@ -186,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a file name or a label that the terminal cannot show is no reason to stop
         stream.reconfigure(errors="backslashreplace")
     arguments = parse(argv)
-    commands = {"classify": run_classify, "models": run_models, "download": run_download}
+    commands = {"classify": run_classify, "models": run_models, "download": run_download, "export": run_export}
     try:
         return commands[arguments.command](arguments)
     except KeyboardInterrupt:
