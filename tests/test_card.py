@@ -1,0 +1,333 @@
+"""What a finished run leaves to look at: the model card as its readers parse it; the pictures, content and pixels."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from convmixer.__main__ import parse
+from convmixer.model import ConvMixerConfig
+from convmixer.preprocessing import CIFAR10
+from convmixer.weights import Checkpoint
+from train import pictures
+from train.card import model_card
+from train.pictures import class_accuracy, draw_confusion, draw_curves, frequent_confusions
+
+LABELS = ("cat", "dog", "ship")
+CONFUSION = np.array([[45, 5, 0], [1, 9, 0], [0, 0, 0]])
+HISTORY = [
+    {
+        "epoch": epoch,
+        "lr": 0.01 * epoch,
+        "train_loss": 2 / epoch,
+        "train_top1": 50.0 + epoch,
+        "held_out_loss": 3 / epoch if epoch % 2 else math.nan,
+        "held_out_top1": 40.0 + 2 * epoch if epoch % 2 else math.nan,
+        "images_per_s": 100.0 * epoch,
+        "seconds": 10.0,
+        "skipped": 2,
+    }
+    for epoch in range(1, 8)
+]
+CHECKPOINT = Checkpoint(
+    name="convmixer_16_2_pets",
+    config=ConvMixerConfig(16, 2, kernel_size=5, patch_size=2, num_classes=3),
+    state_dict={},
+    labels=LABELS,
+    preprocessing=CIFAR10,
+    training={
+        "recipe": {
+            "name": "pets",
+            "epochs": 7,
+            "batch_size": 64,
+            "ema": None,
+            "augmentation": {"ra_n": 0, "ra_m": 12, "reprob": 0.25, "remode": "pixel"},
+        },
+        "data": "pets (images 0-99)",
+        "epochs": 7,
+        "finished": True,
+        "seed": 3,
+        "commit": "0123abc-dirty",
+        "torch": "2.11.0",
+        "seconds": 4985.0,
+        "device": "CPU, 2 cores",
+        "processes": 1,
+        "command": "python train/run.py --recipe pets --data '/data/my  pets'",
+    },
+    accuracy={"top1": 90.0, "top5": 99.5, "data": "pets hold-out", "images": 60, "amp": "bf16"},
+)
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The matplotlib figures that were written, in order."""
+    written, save = [], pictures._save
+    monkeypatch.setattr(pictures, "_save", lambda path, figure: (save(path, figure), written.append(figure)))
+    return written
+
+
+def texts(figure) -> list[str]:
+    from matplotlib.text import Text
+
+    return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def tables(card: str) -> list[list[list[str]]]:
+    """The card's tables as rows of cells; an escaped bar does not end a cell."""
+    found = re.findall(r"(?:^\|.*\|\n)+", card, flags=re.MULTILINE)
+    return [[re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()] for table in found]
+
+
+def test_the_hub_reads_the_measured_accuracy_from_the_card():
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(model_card(CHECKPOINT, HISTORY, CONFUSION)).data
+    (result,) = data.eval_results
+    assert (data.library_name, data.pipeline_tag) == ("convmixer", "image-classification")
+    assert (data.model_name, result.dataset_name) == ("convmixer_16_2_pets", "pets hold-out")
+    assert (result.task_type, result.metric_type, result.metric_value) == ("image-classification", "accuracy", 90.0)
+
+
+def test_the_card_says_what_the_run_measured_and_how_it_was_made():
+    card = model_card(CHECKPOINT, HISTORY, CONFUSION)
+    rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for table in tables(card) for row in table}
+    assert rows["parameters"] == ["1,795"]
+    assert rows["top-1"] == ["90.00 %"] and rows["top-5"] == ["99.50 %"] and rows["pictures"] == ["60"]
+    assert rows["precision"] == ["bfloat16 (autocast)"]
+    assert rows["cat"] == ["90.00 %", "50"] and rows["ship"] == ["-", "0"]
+    assert rows["epochs"] == ["7 of 7"] and rows["seed"] == ["3"] and rows["time"] == ["1h 23m"]
+    assert rows["commit"] == ["`0123abc` with changes that were not committed"]
+    assert rows["images a second"] == ["400 (median of the epochs)"]
+    assert rows["broken pictures left out"] == ["up to 2 an epoch"]
+    options = {name: value for name, value in rows.items() if name.startswith("`--")}
+    assert options == {
+        "`--batch-size`": ["`64`"],
+        "`--augmentation.reprob`": ["`0.25`"],
+        "`--augmentation.remode`": ["`pixel`"],
+    }
+    confusions = re.findall(r"- (.+): (.+) taken for (.+)", card)
+    assert confusions == [("5 of 50", "cat", "dog"), ("1 of 10", "dog", "cat")]
+    assert "Best epoch of the run: 7, with 54.00 % top-1." in card
+    assert "evaluated 4 times" in card and "`best.pt`" in card
+    assert CHECKPOINT.training["command"] in card.splitlines()
+    assert "(curves.png)" in card and "(confusion.png)" in card
+    assert "not finished" not in card
+
+
+def test_what_the_run_does_not_know_is_left_out():
+    bare = replace(CHECKPOINT, training={}, accuracy={})
+    card = model_card(bare, [], None)
+    assert "model-index" not in front_matter(card)
+    assert "Nothing was measured." in card
+    assert not re.search(r"\b(None|nan|unknown|seed|commit|top-1 \||Best epoch|confusion\.png|best\.pt)\b", card)
+    unmeasured = replace(CHECKPOINT, accuracy=CHECKPOINT.accuracy | {"top1": math.nan, "top5": math.nan})
+    card = model_card(unmeasured, [HISTORY[1]], np.zeros((3, 3), np.int64))
+    assert "model-index" not in front_matter(card)
+    assert "Nothing was measured." in card
+    assert "nan" not in card
+
+
+def test_a_run_that_is_not_finished_says_so():
+    unfinished = replace(CHECKPOINT, training=CHECKPOINT.training | {"epochs": 2, "finished": False})
+    assert "**This run is not finished.** It stands after epoch 2 of 7." in model_card(unfinished, HISTORY, CONFUSION)
+
+
+def test_weights_to_start_from_are_named_among_the_limits():
+    recipe = CHECKPOINT.training["recipe"] | {"weights": "convmixer_256_8_cifar10"}
+    started = replace(CHECKPOINT, training=CHECKPOINT.training | {"recipe": recipe})
+    limits = model_card(started, HISTORY, CONFUSION).split("## Limits")[1]
+    assert r"started from the weights of convmixer\_256\_8\_cifar10" in limits
+
+
+def test_names_from_outside_cannot_break_the_card():
+    name, label = 'a "b": {c}\n---\n\x7f\udc80 é 猫', "x|y\n*z* <b>`_$"
+    hostile = replace(
+        CHECKPOINT, name=name, labels=(label, "dog", ""), accuracy=CHECKPOINT.accuracy | {"data": name + "| x"}
+    )
+    card = model_card(hostile, HISTORY, CONFUSION)
+    card.encode()
+    result = front_matter(card)["model-index"][0]
+    assert result["name"] == 'a "b": {c} --- é 猫'
+    assert result["results"][0]["dataset"]["name"] == 'a "b": {c} --- é 猫| x'
+    assert r"x\|y \*z\* \<b\>\`\_\$" in card
+    for table in tables(card):
+        assert {len(row) for row in table} == {len(table[0])}, table
+
+
+def test_many_classes_are_shortened_to_those_that_matter():
+    classes = 100
+    confusion = np.full((classes, classes), 1) + np.diag(np.arange(classes) + 10)
+    labels = tuple(f"class-{i}" for i in range(classes))
+    config = ConvMixerConfig(16, 2, kernel_size=5, patch_size=2, num_classes=classes)
+    card = model_card(replace(CHECKPOINT, config=config, labels=labels), HISTORY, confusion)
+    assert "class-19, and 80 more" in card and "class-20," not in card
+    worst = next(table for table in tables(card) if "least often right" in table[0][0])
+    assert [row[0].strip() for row in worst[2:]] == [f"class-{i}" for i in range(10)]
+    assert len(card.splitlines()) < 120
+
+
+def test_the_commands_of_the_card_are_understood_by_their_doors(
+    random_checkpoint, picture, tmp_path, monkeypatch, capsys
+):
+    card = model_card(CHECKPOINT, HISTORY, CONFUSION)
+    classify, serve, export = re.search(r"```sh\n(.+)\n(.+)\n(.+)\n```", card).groups()
+    for command in (classify, export):
+        arguments = parse(command.removeprefix("python -m convmixer ").split())
+        assert "RUN/model.safetensors" in vars(arguments).values()
+    assert re.match(r"COG_WEIGHTS=RUN/model.safetensors make serve\b", serve)
+    assert "COG_WEIGHTS" in (ROOT / "convmixer" / "zoo.py").read_text()
+    assert re.search("^serve:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    random_checkpoint().rename(tmp_path / "model.safetensors")
+    picture().save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.+?)```", card, flags=re.DOTALL)[1]
+    exec(code.replace("RUN/", "").replace("IMAGE", "picture.png"), {})
+    assert "label" in capsys.readouterr().out
+
+
+def test_confusions_come_in_order_and_only_those_that_happened():
+    confusion = np.array([[9, 2, 2], [5, 0, 0], [0, 2, 1]])
+    assert frequent_confusions(confusion, 3) == [(1, 0, 5), (0, 1, 2), (0, 2, 2)]
+    assert frequent_confusions(confusion, 99)[3:] == [(2, 1, 2)]
+    np.testing.assert_array_equal(class_accuracy(CONFUSION), [0.9, 0.9, np.nan])
+
+
+def colour_positions(path, colour: str) -> np.ndarray:
+    """(y, x) of the pixels that have exactly the colour "#rrggbb"."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return np.argwhere((np.asarray(Image.open(path).convert("RGB")) == wanted).all(2))
+
+
+def assert_colour(path, axes, x: float, y: float, colour) -> None:
+    """That the written picture has a colour, as matplotlib knows them, at a position in the units of ``axes``."""
+    from matplotlib.colors import to_rgb
+
+    image = Image.open(path).convert("RGB")
+    left, bottom = axes.transData.transform((x, y))
+    pixel = image.getpixel((int(left), int(image.height - bottom)))
+    np.testing.assert_allclose(pixel, 255 * np.array(to_rgb(colour)), atol=2, err_msg=f"at {x}, {y}")
+
+
+def test_curves_show_what_was_measured_and_only_that(tmp_path, figures):
+    draw_curves(tmp_path / "curves.png", HISTORY, "$a$ run")
+    loss, top1, lr = figures[0].axes
+    train, held_out = loss.lines
+    assert train.get_xydata().tolist() == [[row["epoch"], row["train_loss"]] for row in HISTORY]
+    assert held_out.get_xydata().tolist() == [[epoch, 3 / epoch] for epoch in (1, 3, 5, 7)]
+    assert held_out.get_marker() == "o" and train.get_marker() in (None, "None")
+    assert [line.get_label() for line in top1.lines[:2]] == ["train", "held-out"]
+    assert lr.lines[0].get_ydata().tolist() == [row["lr"] for row in HISTORY]
+    assert {"loss", "top-1 accuracy (%)", "learning rate", "epoch", "$a$ run"} <= set(texts(figures[0]))
+    assert "held-out, best: 54.00 % after epoch 7" in texts(figures[0])
+    for epoch in (1, 3, 5, 7):
+        assert_colour(tmp_path / "curves.png", loss, epoch, 3 / epoch, pictures.HELD_OUT)
+
+
+def test_one_epoch_and_nothing_measured_are_drawn_too(tmp_path, figures):
+    draw_curves(tmp_path / "one.png", HISTORY[:1], "one epoch")
+    for colour in (pictures.TRAIN, pictures.HELD_OUT):
+        assert len(colour_positions(tmp_path / "one.png", colour)) > 20
+    unknown = dict.fromkeys(("train_top1", "held_out_loss", "held_out_top1"), math.nan)
+    draw_curves(tmp_path / "none.png", [row | unknown for row in HISTORY], "mixup, never evaluated")
+    assert len(colour_positions(tmp_path / "none.png", pictures.HELD_OUT)) == 0
+    assert texts(figures[1]).count("not measured") == 1
+    draw_curves(tmp_path / "empty.png", [], "no epoch yet")
+    assert texts(figures[2]).count("not measured") == 3
+    draw_curves(tmp_path / "diverged.png", [HISTORY[0], HISTORY[2] | {"train_loss": math.inf}], "diverged")
+    assert figures[3].axes[0].lines[0].get_xydata().tolist() == [[1, 2]]
+
+
+def test_cells_have_the_colour_and_the_number_of_their_share(tmp_path, figures):
+    path = tmp_path / "confusion.png"
+    confusion = np.array([[997, 1, 2, 0], [6, 94, 0, 0], [0, 0, 0, 0], [0, 0, 9999, 1]])
+    draw_confusion(path, confusion, ("cat", "dog", "ship", "car"), "pets")
+    matrix, bars = figures[0].axes
+    image = matrix.images[0]
+    shares = {(0, 0): 0.997, (1, 0): 0.06, (1, 1): 0.94, (3, 1): 0.0, (3, 2): 0.9999}
+    for (row, column), share in shares.items():  # beside the number in the cell
+        assert_colour(path, matrix, column - 0.38, row - 0.38, image.cmap(image.norm(share)))
+    assert_colour(path, matrix, 0.62, 1.62, pictures.PALE)  # no pictures
+    written = {tuple(text.get_position()): text.get_text() for text in matrix.texts}
+    assert written == {(0, 0): "100", (1, 0): "0.1", (2, 0): "0.2", (0, 1): "6.0", (1, 1): "94", (2, 3): "100"} | {
+        (3, 3): "<0.1"
+    }
+    assert [text.get_text() for text in bars.texts] == [
+        "99.7 % of 1,000",
+        "94.0 % of 100",
+        "no pictures",
+        "0.0 % of 10,000",
+    ]
+    assert "1,092 of 11,100 pictures right (9.84 %)" in texts(figures[0])
+
+
+def random_confusion(classes: int, images: int) -> np.ndarray:
+    rng = np.random.default_rng(classes)
+    chances = rng.dirichlet(np.full(classes, 0.05), classes) * 0.3 + 0.7 * np.eye(classes)
+    return np.stack([rng.multinomial(images, row) for row in chances / chances.sum(1, keepdims=True)])
+
+
+@pytest.mark.parametrize("classes", [1, 2, 20, 100])
+def test_no_text_leaves_the_picture(tmp_path, classes):
+    labels = tuple(f"$\\no{{$ {i:3} formula, forty characters ......" for i in range(classes))
+    draw_confusion(tmp_path / "confusion.png", random_confusion(classes, 50_000), labels, "a run " * 8)
+    pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB"))
+    border = np.concatenate([pixels[:3], pixels[-3:], pixels[:, :3].swapaxes(0, 1), pixels[:, -3:].swapaxes(0, 1)], 1)
+    assert (border == 255).all()
+    assert (pixels != 255).any()
+
+
+def test_many_classes_get_lists_instead_of_numbers_in_cells(tmp_path, figures):
+    confusion = random_confusion(100, 50)
+    confusion[7:] = 0
+    confusion[7, 8], confusion[7, 7] = 49, 1
+    draw_confusion(tmp_path / "confusion.png", confusion, tuple(f"class-{i}" for i in range(100)), "many")
+    matrix, _, lists, _ = figures[0].axes
+    assert not matrix.texts
+    lines = [text.get_text() for text in lists.texts]
+    assert lines[lines.index("49 of 50") + 1] == "class-7 → class-8"
+    assert lines[lines.index("2.0 % of 50") + 1] == "class-7"
+    # A class without pictures is grey, and is not among the worst.
+    assert len([line for line in lines if "% of " in line]) == 8
+    np.testing.assert_array_equal(matrix.images[0].get_array().mask.all(1), np.arange(100) > 7)
+
+
+def test_a_thousand_classes_are_drawn_as_the_largest_of_their_blocks(tmp_path, figures):
+    values = np.random.default_rng(0).random((7, 7))
+    values[3:6] = np.nan
+    largest = pictures._largest(values, 3)
+    for row in range(3):
+        for column in range(3):
+            block = values[3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+            np.testing.assert_array_equal(largest[row, column], np.nan if row == 1 else block.max())
+    confusion = np.diag(np.full(1000, 50))
+    confusion[10, 900], confusion[10, 10] = 25, 25
+    path = tmp_path / "confusion.png"
+    draw_confusion(path, confusion, tuple(map(str, range(1000))), "ImageNet")
+    matrix = figures[0].axes[0]
+    image = matrix.images[0]
+    assert_colour(path, matrix, 901.5, 9.5, image.cmap(image.norm(0.5)))
+    assert "% of the true class, the largest of 4 × 4 cells" in texts(figures[0])
+
+
+def test_drawing_needs_no_display_and_leaves_pyplot_alone(python, tmp_path):
+    code = f"""
+import json, sys
+import train.card, train.pictures
+before = "matplotlib" in sys.modules
+train.pictures.draw_curves({str(tmp_path / "curves.png")!r}, [], "empty")
+print(json.dumps([before, "matplotlib.pyplot" in sys.modules]))
+"""
+    result = python("-W", "error", "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [False, False]
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
