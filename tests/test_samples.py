@@ -2,6 +2,7 @@
 
 import tarfile
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,14 @@ def test_broken_pictures_are_named_and_left_out_or_replaced(with_broken_pictures
             assert said == () and np.array_equal(image, other) and label == other_label
 
 
+def test_a_broken_picture_is_replaced_by_one_of_the_same_part(with_broken_pictures):
+    indices = np.array([9, 11, 12])  # the last one is dog 2/4.JPEG, which is text
+    part = replace(with_broken_pictures, indices=indices)
+    image, label, broken = MapSamples(part, np.asarray, 0, True)[0, 2]
+    assert len(broken) == 1 and "dog 2/4.JPEG" in broken[0]
+    assert np.array_equal(image, MapSamples(with_broken_pictures, np.asarray, 0, True)[0, 9][0]) and label == 1
+
+
 def test_a_decompression_bomb_is_a_broken_picture(tmp_path, monkeypatch):
     source = open_source(str(write_folder(tmp_path / "set", pictures())), "train")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -105,6 +114,7 @@ def test_workers_do_not_change_a_picture(with_broken_pictures):
 # Streams
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 def test_evaluation_gives_each_sample_of_a_stream_once(tmp_path):
     source = open_source(f"wds/{write_shards(tmp_path / 'set')}", "val")
     once = Counter(key(image) for image, _, _ in StreamSamples(source, np.asarray, 0))

@@ -54,6 +54,12 @@ def test_a_folder_is_read_as_timm_reads_it(tmp_path):
     assert_same_as_timm(flat, create_dataset("", str(tmp_path / "set/train")))
 
 
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    files = {f"{name}/{i}.png": encode(i, "PNG") for name in ("cat", "val") for i in range(2)}
+    source = open_source(str(write_folder(tmp_path / "set", files)), "val")
+    assert (source.name, source.classes, len(source)) == ("set", ("cat", "val"), 4)
+
+
 def test_other_formats_than_timms_are_not_passed_over(tmp_path):
     files = {f"{name}/a.webp": encode(i, "WEBP") for i, name in enumerate(CLASSES)} | {"cat/b.BMP": encode(9, "BMP")}
     assert len(open_source(str(write_folder(tmp_path / "set", files)), "train")) == 4

@@ -1,9 +1,10 @@
-"""Measures a model's accuracy on CIFAR-10 or on a folder with one subfolder of pictures a class.
+"""Measures a model's accuracy as timm does: every picture once, none augmented.
 
-    python train/evaluate.py --model NAME|FILE --data DIR [--split test|holdout|tune|train] [--json]
+    python train/evaluate.py --model NAME|FILE --data DATA [--val-split val] [--flip] [--json]
 
-Top-1 and top-5 accuracy with their counts, the accuracy of each class, images a second, and beside them the accuracy
-that the model itself reports.
+DATA is a folder with one subfolder of pictures a class, a .tar file, wds/FOLDER or hfds/NAME (see train/sources.py), or
+a folder with CIFAR-10 or CIFAR-100, whose parts --split names. Prints top-1 and top-5 accuracy with their counts,
+beside them what was published about the model or what it reports of itself, and the accuracy of each class.
 """
 
 import sys
@@ -24,128 +25,158 @@ from typing import Literal
 
 import torch
 import tyro
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
 
-from convmixer import Classifier, ImageError, Preprocessing, load_image
-from convmixer.preprocessing import preprocess
-from train import data as datasets
-from train.loop import TrainingError, evaluate, uint8_batches
+from convmixer import Classifier
+from train.batches import Prepared, batches_of, memory_batches, read_with_workers, readable
+from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
+from train.distributed import World
+from train.errors import DataError
+from train.loop import choose_amp, evaluate
+from train.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 
 CLASSES_SHOWN = 20  # with more classes only the worst ones are printed; --json has them all
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures a model's accuracy on CIFAR-10 or on a folder with one subfolder of pictures a class."""
+    """Measures a model's accuracy; see the head of train/evaluate.py for what the data can be."""
 
-    data: Path  # CIFAR-10, or a folder with a subfolder of pictures for each class
+    data: str  # a folder with a subfolder a class, a .tar file, wds/FOLDER, hfds/NAME, or a folder that holds CIFAR
     model: str = "auto"  # a name (see `python -m convmixer models`) or a checkpoint file
-    split: Literal["test", "holdout", "tune", "train"] = "test"  # of CIFAR-10; see train/data.py
+    val_split: str | None = None  # which split of the data; "val" and its other names by default
+    hold_out: float | None = None  # measure on the share of each class that training held out, such as 0.1
+    seed: int = 0  # of that hold-out: the recipe's
+    split: Literal["test", "holdout", "tune", "train"] | None = None  # of CIFAR; test by default
+    flip: bool = False  # mirrored test-time augmentation: the mean of the logits of each picture and its mirror image
+    amp: Literal["off", "bf16", "fp16", "auto"] = "off"  # precision of the network
     batch_size: int = 256
     device: str | None = None  # cpu, cuda, ...; the GPU where there is one
-    workers: int = max(1, min(8, os.cpu_count() or 1))  # processes that read the pictures of a folder
+    workers: int = max(1, min(8, os.cpu_count() or 1))  # processes that read the pictures; 0: this one
     json: bool = False  # one JSON object instead of the table
 
 
-class FolderImages(Dataset):
-    """Prepared pictures of a folder with a subfolder a class: (float32 (3, size, size), index), or a path if broken."""
+class Mirrored(nn.Module):
+    """The mean of a network's logits for each picture and for its mirror image."""
 
-    def __init__(self, files: list[tuple[Path, int]], preprocessing: Preprocessing):
-        self.files, self.preprocessing = files, preprocessing
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int] | str:
-        path, index = self.files[position]
-        try:
-            return preprocess(load_image(path, target_size=self.preprocessing.resize), self.preprocessing), index
-        except ImageError as error:
-            return str(error)
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.network(x) + self.network(x.flip(3))) / 2
 
 
-def find_classes(folder: Path) -> dict[str, list[Path]]:
-    """The classes of an image folder in sorted order, each with its files in sorted order. Raises DataError."""
-    if not folder.is_dir():
-        raise datasets.DataError(f"{folder} is not a folder; give CIFAR-10 or a folder with one subfolder a class")
-    classes = {
-        sub.name: sorted(f for f in sub.rglob("*") if f.is_file()) for sub in sorted(folder.iterdir()) if sub.is_dir()
-    }
-    classes = {name: files for name, files in classes.items() if files}
-    if not classes:
-        raise datasets.DataError(f"{folder} holds neither CIFAR-10 nor subfolders with pictures, one for each class")
-    return classes
+def match_classes(names: tuple[str, ...], labels: tuple[str, ...]) -> tuple[list[int], str]:
+    """The model's index of each class of the data, and what they were matched by. Raises DataError.
 
-
-def class_indices(names: list[str], labels: tuple[str, ...]) -> list[int]:
-    """The model's index of each class: by label where all the names are labels, else by position. Raises DataError."""
-    if set(names) <= set(labels):
-        return [labels.index(name) for name in names]
-    if len(names) == len(labels):
-        return list(range(len(labels)))
-    raise datasets.DataError(
-        f"the data has {len(names)} classes ({', '.join(names[:3])}, ...) and the model {len(labels)}"
-        f" ({', '.join(labels[:3])}, ...); name the subfolders like the model's labels, or give one for each"
+    By "name" where all the names are labels; by "synset" where they are ImageNet's (n01440764) and what those stand for
+    are labels; else by "position", where the data has as many classes or says no more than their numbers.
+    """
+    for candidates, by in ((names, "name"), (readable(names), "synset")):
+        if set(candidates) <= set(labels):
+            index = {label: i for i, label in enumerate(labels)}
+            return [index[name] for name in candidates], by
+    unnamed = names == tuple(f"class {i}" for i in range(len(names)))
+    if len(names) == len(labels) or (unnamed and len(names) < len(labels)):
+        return list(range(len(names))), "position"
+    foreign = [name for name in names if name not in set(labels)]
+    raise DataError(
+        f"the data has {len(names)} classes, of which {len(foreign)} ({', '.join(foreign[:3])}, ...) are none of the"
+        f" model's {len(labels)} ({', '.join(labels[:3])}, ...); name the classes like the model's labels"
     )
 
 
-def folder_batches(classes: dict[str, list[Path]], classifier: Classifier, options: Evaluation, broken: list[str]):
-    """Prepared batches of an image folder; the message for each picture that cannot be read is added to ``broken``."""
-    indices = class_indices(list(classes), classifier.labels)
-    files = [(path, index) for paths, index in zip(classes.values(), indices, strict=True) for path in paths]
-    dataset = FolderImages(files, classifier.preprocessing)
-    for samples in DataLoader(dataset, options.batch_size, num_workers=options.workers, collate_fn=list):
-        broken += [sample for sample in samples if isinstance(sample, str)]
-        whole = [sample for sample in samples if not isinstance(sample, str)]
-        if whole:
-            yield torch.stack([image for image, _ in whole]), torch.tensor([index for _, index in whole])
+def source_batches(source: Source, indices: list[int], classifier: Classifier, options: Evaluation, broken: list[str]):
+    """Prepared batches of a source; the message about each picture that cannot be read is added to ``broken``."""
+    prepared, loader = Prepared(classifier.preprocessing), {"batch_size": options.batch_size}
+    if source.streaming:
+        samples = StreamSamples(source, prepared, 0)
+    else:
+        samples = MapSamples(source, prepared, 0, replace_broken=False)
+        loader["sampler"] = [(0, i) for i in range(len(source))]
+    index_of = torch.tensor(indices)
+    for images, labels, messages in batches_of(read_with_workers(samples, options.workers, **loader)):
+        broken += messages
+        if len(labels):
+            yield images, index_of[labels]
 
 
-def cifar10_batches(images: datasets.LabelledImages, classifier: Classifier, batch_size: int) -> Iterator:
-    """Prepared batches of CIFAR-10, for a model that takes 32-pixel pictures. Raises DataError for another."""
+def cifar_batches(images: LabelledImages, indices: list[int], classifier: Classifier, batch_size: int) -> Iterator:
+    """Prepared batches of CIFAR, for a model that takes 32-pixel pictures. Raises DataError for another."""
     size = classifier.preprocessing.size
     if size != images.images.shape[1]:
-        raise datasets.DataError(f"{classifier.name} takes pictures of {size} pixels; CIFAR-10's have 32")
-    indices = torch.tensor(class_indices(list(datasets.CIFAR10_CLASSES), classifier.labels))
-    for uint8, labels in uint8_batches(images, batch_size):
-        yield datasets.normalise(uint8, classifier.preprocessing), indices[labels]
+        raise DataError(f"{classifier.name} takes pictures of {size} pixels; CIFAR's have 32")
+    index_of, world = torch.tensor(indices), World(classifier.device)
+    for prepared, labels in memory_batches(images, classifier.preprocessing, world, batch_size):
+        yield prepared, index_of[labels]
 
 
-def cifar10_split(folder: Path, split: str) -> datasets.LabelledImages:
-    training_set = datasets.load_cifar10(folder, train=split != "test")
-    if split in ("test", "train"):
-        return training_set
-    return datasets.split_cifar10(training_set, split)[1]
+def open_cifar(options: Evaluation) -> LabelledImages:
+    if options.val_split is not None or options.hold_out is not None:
+        raise DataError("the parts of CIFAR are named by --split: test, holdout, tune or train")
+    split = options.split or "test"
+    pictures = load_cifar(options.data, train=split != "test")
+    return pictures if split in ("test", "train") else split_cifar(pictures, split)[1]
+
+
+def open_pictures(options: Evaluation, labels: tuple[str, ...]) -> Source:
+    if options.split is not None:
+        raise DataError("--split is for CIFAR; other data has --val-split, or --hold-out")
+    if options.hold_out is not None:
+        return open_pair(
+            options.data, val_split=options.val_split or "val", hold_out=options.hold_out, seed=options.seed
+        )[1]
+    # A stream knows nothing but numbers, which can only be the model's own.
+    classes = labels if options.data.startswith("wds/") else None
+    return open_source(options.data, options.val_split or "val", classes=classes)
+
+
+def with_progress(batches: Iterable, total: int) -> Iterator:
+    """The batches; on a terminal also a line that counts the pictures."""
+    done = 0
+    for images, labels in batches:
+        yield images, labels
+        done += len(labels)
+        if sys.stderr.isatty():
+            print(f"\r  {done:,} of {total:,} ", end="\r", file=sys.stderr, flush=True)
 
 
 def measure(options: Evaluation) -> dict:
     """Runs the evaluation; gives the figures as JSON values. Raises DataError and what Classifier raises."""
     if options.batch_size < 1:
-        raise datasets.DataError(f"--batch-size is {options.batch_size}; it must be at least 1")
+        raise DataError(f"--batch-size is {options.batch_size}; it must be at least 1")
+    if options.workers < 0:
+        raise DataError(f"--workers is {options.workers}; it must be at least 0")
+    is_cifar = find_layout(options.data) is not None
     classifier = Classifier(options.model, device=options.device)
+    data = open_cifar(options) if is_cifar else open_pictures(options, classifier.labels)
+    indices, matched_by = match_classes(data.classes, classifier.labels)
     broken: list[str] = []
-    batches: Iterable
-    if datasets.is_cifar10(options.data):
-        images = cifar10_split(options.data, options.split)
-        name, batches = images.name, cifar10_batches(images, classifier, options.batch_size)
+    if is_cifar:
+        batches = cifar_batches(data, indices, classifier, options.batch_size)
     else:
-        name, batches = str(options.data), folder_batches(find_classes(options.data), classifier, options, broken)
+        batches = source_batches(data, indices, classifier, options, broken)
+    network = Mirrored(classifier.network) if options.flip else classifier.network
+    amp = choose_amp(options.amp, classifier.device)
     start = time.perf_counter()
-    counts = evaluate(classifier.network, batches, len(classifier.labels))
+    counts = evaluate(network, with_progress(batches, len(data)), len(classifier.labels), amp)
     seconds = time.perf_counter() - start
     if not counts["images"]:
-        raise datasets.DataError(f"{options.data}: no picture could be read, the first because {broken[0]}")
+        raise DataError(f"{options.data}: no picture could be read, the first is {broken[0] if broken else 'missing'}")
     totals, correct = counts["confusion"].sum(1).tolist(), counts["confusion"].diagonal().tolist()
     return {
         "model": classifier.name,
-        "data": name,
+        "data": data.name,
         "images": counts["images"],
         "top1": 100 * counts["top1"] / counts["images"],
         "top1_count": counts["top1"],
         "top5": 100 * counts["top5"] / counts["images"],
         "top5_count": counts["top5"],
         "loss": counts["loss"],
+        "tta": "flip" if options.flip else None,
+        "amp": amp,
+        "matched_by": matched_by,
         "images_per_s": counts["images"] / seconds,
         "per_class": [
             {"label": label, "index": index, "images": totals[index], "top1": 100 * correct[index] / totals[index]}
@@ -157,12 +188,26 @@ def measure(options: Evaluation) -> dict:
     }
 
 
+def beside(reported: dict, key: str) -> str:
+    """What is known about the model's accuracy, to be compared with the measured one."""
+    if reported.get(key) is None:
+        return ""
+    if "measured_by" in reported:
+        return f"   published: {reported[key]:.2f} % ({reported['measured_by']}, {reported.get('data')})"
+    return f"   reported: {reported[key]:.2f} % on {reported.get('data')}"
+
+
 def show(result: dict) -> None:
-    print(f"{result['model']} on {result['data']}")
+    tta = ", with mirrored test-time augmentation" if result["tta"] else ""
+    precision = "" if result["amp"] == "off" else f", in {result['amp']}"
+    print(f"{result['model']} on {result['data']}{tta}{precision}")
     for k in ("top1", "top5"):
-        reported = result["reported"].get(k)
-        beside = "" if reported is None else f"   reported: {reported:.2f} % on {result['reported'].get('data')}"
-        print(f"  top-{k[3]}  {result[k]:6.2f} %  {result[f'{k}_count']:,} of {result['images']:,}{beside}")
+        count = f"{result[f'{k}_count']:,} of {result['images']:,}"
+        print(f"  top-{k[3]}  {result[k]:6.2f} %  {count}{beside(result['reported'], k)}")
+    if result["broken"]:
+        print(f"  left out  {len(result['broken']):,} that could not be read")
+    if result["matched_by"] == "position":
+        print("  the data's classes were taken for the model's by their position, not by name")
     print(f"  {result['images_per_s']:,.0f} images a second")
     rows, title = result["per_class"], "  by class:"
     if len(rows) > CLASSES_SHOWN:
@@ -173,17 +218,29 @@ def show(result: dict) -> None:
         print(f"    {row['label']:<{width}}  {row['top1']:6.2f} % of {row['images']:,}")
 
 
+def fail(message: object) -> int:
+    print(f"train/evaluate.py: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
+
+
 def main() -> int:
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
+        stream.reconfigure(errors="backslashreplace")
     options = tyro.cli(Evaluation, prog="train/evaluate.py")
     try:
         result = measure(options)
-    except (ValueError, RuntimeError, OSError, TrainingError) as error:
-        print(f"train/evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(json.dumps(result))
-    else:
-        show(result)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:  # TrainingError is a RuntimeError
+        return fail(error)
+    try:
+        if options.json:
+            print(json.dumps(result))
+        else:
+            show(result)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for message in result["broken"]:
         print(f"train/evaluate.py: left out: {message}", file=sys.stderr)
     return 1 if result["broken"] else 0
