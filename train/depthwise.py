@@ -35,7 +35,8 @@ class _DepthwiseConvolution(torch.autograd.Function):
         wide = weight.new_empty(channels, GROUP, kernel_size, kernel_size)  # only its shape is read
         grad_wide = gradients(wide, channels // GROUP, [False, True, False])[1]
         channel = torch.arange(channels)
-        grad_weight = grad_wide[channel, channel % GROUP].unsqueeze(1)
+        grad_weight = torch.empty_like(weight)  # with the strides of the weight, which DistributedDataParallel expects
+        grad_weight.copy_(grad_wide[channel, channel % GROUP].unsqueeze(1))
         # Its own sum: asking convolution_backward for the bias gradient too takes several times as long.
         return grad_x, grad_weight, grad.sum((0, 2, 3))
 

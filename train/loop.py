@@ -1,25 +1,27 @@
-"""The training loop: one epoch forward and back, one pass of evaluation, and everything a resumed run needs."""
+"""The training loop: one epoch forward and back, and one pass of evaluation."""
 
+import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
-from convmixer.model import ConvMixer, build
-from convmixer.preprocessing import Preprocessing
-from convmixer.weights import write_atomically
 from train import schedule
-from train.data import LabelledImages, erase, normalise
-from train.depthwise import use_fast_depthwise
+from train.batches import Part, normalise
+from train.distributed import World, average_statistics
 from train.errors import TrainingError
-from train.recipes import Recipe
+from train.recipe import Recipe
+from train.state import TrainingState
+from train.watch import Watch
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the GPU
 
 
 def choose_amp(amp: str, device: torch.device) -> str:
@@ -37,146 +39,192 @@ def autocast(amp: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, AMP_DTYPES.get(amp), enabled=amp != "off")
 
 
-@dataclass
-class TrainingState:
-    """All that changes during a run. ``epoch`` counts finished epochs."""
+class Finish:
+    """The last steps from a part to the network's input, on the device: normalise, mix, erase, shrink.
 
-    network: ConvMixer
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
-    epoch: int = 0
-    history: list[dict] = field(default_factory=list)  # one row an epoch, as in metrics.csv
-    commit: str = "unknown"  # of the code that started the run
+    timm's Mixup and RandomErasing, in the order of timm's loader. They draw from the global random generators, which
+    are seeded for each part, so that a resumed run draws the same.
+    """
 
-    @property
-    def exported(self) -> ConvMixer:
-        """The network that is evaluated and exported: the moving average where the recipe has one."""
-        return self.network if self.ema is None else self.ema.module
+    def __init__(self, recipe: Recipe, memory_format: torch.memory_format, device: torch.device):
+        augmentation = recipe.augmentation
+        self.recipe, self.memory_format = recipe, memory_format
+        self.mixup = self.erasing = None
+        if augmentation.mixup or augmentation.cutmix:
+            self.mixup = Mixup(
+                augmentation.mixup,
+                augmentation.cutmix,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=recipe.model.num_classes,
+            )
+        if augmentation.reprob:
+            self.erasing = RandomErasing(augmentation.reprob, mode=augmentation.remode, device=device.type)
 
-    def save(self, path: Path, resolved: dict) -> None:
-        """Writes everything to ``path``; a crash or a full disk in the middle leaves the file that was there before."""
-        content = {
-            "recipe": resolved,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": self.ema and self.ema.module.state_dict(),
-            "epoch": self.epoch,
-            "history": self.history,
-            "commit": self.commit,
-        }
-        write_atomically(path, lambda file: torch.save(content, file))
+    def __call__(self, part: Part, epoch: int, step: int, number: int) -> tuple[Tensor, Tensor]:
+        """Float pictures (n, 3, size, size), and labels (n,) or, with mixup, soft targets (n, classes)."""
+        seed = int(np.random.SeedSequence((self.recipe.seed, epoch, step, number, 2)).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        x, targets = normalise(part.images, self.recipe.preprocessing), part.labels
+        if self.mixup is not None:
+            x, targets = self.mix(x, targets)
+        if self.erasing is not None:
+            x = self.erasing(x)
+        full = self.recipe.preprocessing.size
+        size = schedule.image_size_at(epoch, self.recipe.image_sizes, full)
+        if size != full:
+            x = nn.functional.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+        return x.contiguous(memory_format=self.memory_format), targets
 
-    def load(self, content: dict) -> None:
-        """Takes over what `save` wrote."""
-        self.network.load_state_dict(content["network"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(content["ema"])
-        self.epoch, self.history, self.commit = content["epoch"], content["history"], content["commit"]
-
-
-def new_state(recipe: Recipe, device: torch.device, amp: str) -> TrainingState:
-    """The state before the first epoch: weights initialised from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    network = build(recipe.model).to(device, memory_format=torch.channels_last)
-    use_fast_depthwise(network)
-    # The authors decay every parameter, biases and norms included.
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay)
-    ema = None if recipe.ema is None else ModelEmaV3(network, decay=recipe.ema, use_warmup=True)
-    return TrainingState(network, optimizer, torch.amp.GradScaler(device.type, enabled=amp == "fp16"), ema)
+    def mix(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """timm's Mixup mixes pictures in pairs: the last of an odd number stays as it is."""
+        even = len(x) - len(x) % 2
+        classes, smoothing = self.recipe.model.num_classes, self.recipe.label_smoothing
+        targets = mixup_target(labels, classes, 1.0, smoothing)
+        if even:
+            x[:even], targets[:even] = self.mixup(x[:even], labels[:even])
+        return x, targets
 
 
 def train_epoch(
     state: TrainingState,
-    batches: Iterable,
-    steps: int,
-    recipe: Recipe,
-    preprocessing: Preprocessing,
+    forward: nn.Module,
+    parts: Callable[[int, int], Iterable[Part]],
+    plan,
+    finish: Finish,
+    world: World,
     amp: str,
-    after_step: Callable[[int, int], None] = lambda step, steps: None,
-) -> dict:
-    """Trains on an epoch of (images, labels, boxes) batches; gives ``loss``, ``top1`` (%), ``lr`` and ``images_per_s``.
+    watch: Watch,
+    save: Callable[[], None] = lambda: None,
+    after_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> bool:
+    """Trains from ``state.step`` to the end of the epoch; ``forward`` is the network, maybe wrapped.
 
-    Raises TrainingError at the first loss that is not finite.
+    ``save`` is called by all processes when ``watch`` says it is time. False: ``watch`` asked to stop, and the state
+    was saved after the step under way. Raises TrainingError when a loss is not finite; nothing is saved then.
     """
-    network, optimizer, scaler = state.network.train(), state.optimizer, state.scaler
-    device = next(network.parameters()).device
-    size = schedule.image_size_at(state.epoch, recipe.image_sizes, preprocessing.size)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    total_loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct, seen, start = torch.zeros((), dtype=torch.int64, device=device), 0, time.perf_counter()
-    for step, (images, labels, boxes) in enumerate(batches):
-        lr = schedule.onecycle_at_step(state.epoch, step, steps, recipe.epochs, recipe.lr)
+    recipe, network, optimizer, scaler = finish.recipe, state.network.train(), state.optimizer, state.scaler
+    device = world.device
+    # Mixup has the smoothing in its targets.
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if finish.mixup else recipe.label_smoothing)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, correct, seen, skipped; of this process
+    first_bad = torch.full((), plan.steps, device=device)  # step whose loss was not finite
+    clock = time.perf_counter()
+
+    def fold() -> None:
+        """Moves ``sums`` of all processes into ``state.running``."""
+        nonlocal clock
+        loss, correct, seen, skipped = world.total(sums).tolist()
+        sums.zero_()
+        now = time.perf_counter()
+        running = state.running
+        state.running = {
+            "loss": running["loss"] + loss,
+            "correct": running["correct"] + int(correct),
+            "seen": running["seen"] + int(seen),
+            "skipped": running["skipped"] + int(skipped),
+            "seconds": running["seconds"] + now - clock,
+        }
+        clock = now
+
+    source = iter(parts(state.epoch, state.step))
+    for step in range(state.step, plan.steps):
+        lr = schedule.onecycle_at_step(state.epoch, step, plan.steps, recipe.epochs, recipe.lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        x = normalise(images, preprocessing)
-        if recipe.augmentation.reprob:
-            x = erase(x, boxes)
-        if size != preprocessing.size:
-            x = nn.functional.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-        with autocast(amp, device):
-            logits = network(x.contiguous(memory_format=torch.channels_last))
-            loss = criterion(logits, labels)
-        # Waiting for the loss costs little on a CPU; on a GPU the check waits until the epoch's end.
-        if device.type == "cpu" and not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} in epoch {state.epoch}, step {step}; try a lower --lr")
+        stretches = plan.parts(step, world.rank)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        for number in range(len(stretches)):
+            part = next(source)
+            x, targets = finish(part, state.epoch, step, world.rank * len(stretches) + number)
+            last = number == len(stretches) - 1
+            # Only the last part's backward adds up the gradients of the processes.
+            with nullcontext() if last or world.size == 1 else forward.no_sync():
+                with autocast(amp, device):
+                    logits = forward(x)
+                    loss = criterion(logits, targets)
+                # The mean over the step's pictures, whatever the parts' sizes; DDP divides by the processes.
+                scaler.scale(loss * (len(x) * world.size / plan.size(step))).backward()
+            loss = loss.detach()
+            first_bad = torch.where(torch.isfinite(loss), first_bad, first_bad.clamp(max=step))
+            sums[0] += loss.double() * len(x)
+            if targets.ndim == 1:
+                sums[1] += (logits.argmax(1) == targets).sum()
+            sums[2] += len(x)
+            sums[3] += len(part.broken)
+            for message in part.broken:
+                watch.skipped(message)
+        bad = 0
+        if device.type == "cpu" or (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
+            bad = int(first_bad.item() < plan.steps)
+        stop, due, bad = world.largest(int(watch.stopping), int(world.main and watch.save_due()), bad)
+        if (stop or due) and device.type != "cpu":
+            bad = max(bad, *world.largest(int(first_bad.item() < plan.steps)))
+        if bad:
+            (worst,) = world.largest(-int(first_bad.item()))
+            raise TrainingError(
+                f"the loss is not finite in epoch {state.epoch + 1}, step {1 - worst} of {plan.steps}; the last good"
+                " checkpoint is kept; try a lower --lr or --clip-grad 1"
+            )
         if recipe.clip_grad is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_grad)
         scaler.step(optimizer)
         scaler.update()
+        average_statistics(network, world)
         if state.ema is not None:
-            state.ema.update(network, step=state.epoch * steps + step)
-        total_loss += loss.detach().double() * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-        seen += len(labels)
-        after_step(step + 1, steps)
-    mean_loss = total_loss.item() / seen
-    if not np.isfinite(mean_loss):
-        raise TrainingError(f"the loss is {mean_loss} in epoch {state.epoch}; try a lower --lr")
-    seconds = time.perf_counter() - start
-    return {"loss": mean_loss, "top1": 100 * correct.item() / seen, "lr": lr, "images_per_s": seen / seconds}
-
-
-def uint8_batches(data: LabelledImages, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pictures in order, as uint8 (N, 3, H, W) and int64 labels (N,)."""
-    for start in range(0, len(data), batch_size):
-        chunk = slice(start, start + batch_size)
-        yield torch.from_numpy(data.images[chunk]).permute(0, 3, 1, 2), torch.from_numpy(data.labels[chunk])
+            state.ema.update(network, step=state.epoch * plan.steps + step)
+        state.step = step + 1
+        after_step(step + 1, loss)
+        if stop or due:
+            fold()
+            save()
+        if stop:
+            return False
+    fold()
+    return True
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, amp: str = "off") -> dict:
-    """Counts over (normalised float images, labels) batches: every picture once.
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    amp: str = "off",
+    world: World | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict:
+    """Counts over (normalised float pictures, labels) batches, each process its own: every picture once.
+
+    As soon as ``stopping`` says so, the rest is left out.
 
     Gives ``images``, ``top1`` and ``top5`` (counts of correct answers), ``loss`` (mean), and ``confusion``: int64
     (num_classes, num_classes), rows the true class, columns the answer.
     """
     network.eval()
-    device = next(network.parameters()).device
+    parameter = next(network.parameters())
+    device = parameter.device
+    world = world or World(device)
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
-    top5, loss, count = torch.zeros((), dtype=torch.int64, device=device), 0.0, 0
+    top5, loss = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), dtype=torch.float64, device=device)
     for images, labels in batches:
-        images, labels = images.to(device), labels.to(device)
+        if stopping():
+            break
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with autocast(amp, device):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         logits = logits.float()
         best = logits.topk(min(5, num_classes), dim=1).indices
         confusion += torch.bincount(labels * num_classes + best[:, 0], minlength=num_classes**2)
         top5 += (best == labels[:, None]).sum()
-        loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        count += len(labels)
-    confusion = confusion.view(num_classes, num_classes).cpu()
+        loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+    confusion = world.total(confusion).view(num_classes, num_classes).cpu()
+    images = int(confusion.sum())
     return {
-        "images": count,
+        "images": images,
         "top1": int(confusion.diagonal().sum()),
-        "top5": int(top5),
-        "loss": loss / max(count, 1),
+        "top5": int(world.total(top5)),
+        "loss": float(world.total(loss)) / max(images, 1),
         "confusion": confusion,
     }

@@ -1,0 +1,277 @@
+"""The pictures of a run: small sets in memory, on the device that trains; large ones read by worker processes."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from convmixer.preprocessing import Preprocessing, preprocess
+from convmixer.weights import imagenet_labels
+from train.augment import augment
+from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
+from train.distributed import World
+from train.errors import DataError, TrainingError
+from train.plan import Plan, epoch_order
+from train.recipe import Recipe
+from train.samples import MapSamples, Source, StreamSamples, data_error_line
+from train.sources import open_pair
+from train.watch import leave_signals_to_the_parent
+
+
+@dataclass(frozen=True)
+class Part:
+    """What goes through the network at once: pictures uint8 (n, 3, H, W), labels int64 (n,), both on the device."""
+
+    images: Tensor
+    labels: Tensor
+    broken: tuple[str, ...] = ()  # messages about pictures that were left out
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and measures on."""
+
+    training: "MemoryBatches | SourceBatches | StreamBatches"
+    training_name: str
+    held_out_batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # batch size -> this process's share
+    held_out_name: str
+    labels: tuple[str, ...]  # of the classes, in index order
+    short_name: str  # of the data, as a part of the model's name
+
+
+def open_data(run, recipe: Recipe, world: World) -> Data:
+    """The data that the command line (train/run.py) names. Raises DataError and TrainingError before any epoch."""
+    if find_layout(run.data) or run.download:
+        return open_cifar(run, recipe, world)
+    if recipe.augmentation.ra_n:
+        raise TrainingError(
+            "--augmentation.ra-n is for CIFAR in memory; for pictures read from disk give --augmentation.ra-n 0, and"
+            " --augmentation.aa rand-m9-mstd0.5-inc1 or another policy of timm's"
+        )
+    training, held_out = open_pair(run.data, run.train_split, run.val_split, recipe.hold_out, seed=recipe.seed)
+    kind = StreamBatches if training.streaming else SourceBatches
+    name = re.sub(r"[^a-z0-9]+", "_", Path(run.data).resolve().name.lower().removesuffix(".tar")).strip("_")
+    return Data(
+        training=kind(training, recipe, world, run.workers),
+        training_name=training.name,
+        held_out_batches=HeldOut(held_out, recipe.preprocessing, world, run.workers),
+        held_out_name=held_out.name,
+        labels=readable(training.classes),
+        short_name=name or "pictures",
+    )
+
+
+def open_cifar(run, recipe: Recipe, world: World) -> Data:
+    if recipe.augmentation.aa:
+        raise TrainingError("--augmentation.aa is for pictures read from disk; CIFAR takes --augmentation.ra-n 2")
+    training_set = load_cifar(run.data, train=True, download=run.download)
+    if recipe.preprocessing.size != training_set.images.shape[1]:
+        raise TrainingError(
+            f"the recipe takes pictures of {recipe.preprocessing.size} pixels and CIFAR's have 32; choose a cifar"
+            " recipe, or give --preprocessing.size 32"
+        )
+    test_set = load_cifar(run.data, train=False) if recipe.split == "full" else None
+    training_set, held_out = split_cifar(training_set, recipe.split, test_set)
+    return Data(
+        training=MemoryBatches(training_set, recipe, world),
+        training_name=training_set.name,
+        held_out_batches=lambda n: memory_batches(held_out, recipe.preprocessing, world, n),
+        held_out_name=held_out.name,
+        labels=training_set.classes,
+        short_name=f"cifar{len(training_set.classes)}",
+    )
+
+
+def readable(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """ImageNet's synsets, such as n01440764, as the labels that they stand for; other names as they are."""
+    index = {synset: i for i, synset in enumerate(ImageNetInfo().label_names())}
+    return tuple(imagenet_labels()[index[name]] for name in classes) if set(classes) <= index.keys() else classes
+
+
+def part_rng(seed: int, epoch: int, step: int, part: int) -> np.random.Generator:
+    """The random numbers of one part of a step. ``part`` counts over all processes.
+
+    They depend on nothing that went before, so that a resumed run draws the same, however it was cut.
+    """
+    return np.random.default_rng((seed, epoch, step, part, 1))
+
+
+class MemoryBatches:
+    """An in-memory set on the device that trains; each part is augmented there as a whole."""
+
+    def __init__(self, data: LabelledImages, recipe: Recipe, world: World):
+        self.recipe, self.world = recipe, world
+        self.plan = Plan(len(data), recipe.batch_size, recipe.micro_batch, recipe.drop_last, world.size)
+        self.images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous().to(world.device)
+        self.labels = torch.from_numpy(data.labels).to(world.device)
+
+    def parts(self, epoch: int, first_step: int) -> Iterator[Part]:
+        """This process's parts of the epoch in order, from ``first_step`` on."""
+        order = torch.from_numpy(epoch_order(self.plan.images, self.recipe.seed, epoch)).to(self.world.device)
+        for step in range(first_step, self.plan.steps):
+            stretches = self.plan.parts(step, self.world.rank)
+            for number, stretch in enumerate(stretches):
+                rng = part_rng(self.recipe.seed, epoch, step, self.world.rank * len(stretches) + number)
+                chosen = order[stretch]
+                yield Part(augment(self.images[chosen], self.recipe.augmentation, rng), self.labels[chosen])
+
+
+def memory_batches(data: LabelledImages, preprocessing: Preprocessing, world: World, batch_size: int):
+    """This process's share of the pictures in order: (normalised float (n, 3, H, W), labels); each picture once."""
+    for start in range(0, len(data), batch_size * world.size):
+        mine = slice(start + world.rank, start + batch_size * world.size, world.size)
+        images = torch.from_numpy(data.images[mine]).permute(0, 3, 1, 2)
+        if len(images):
+            yield normalise(images.to(world.device), preprocessing), torch.from_numpy(data.labels[mine])
+
+
+def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 (N, 3, H, W) to float32 of the same shape, memory format and device, normalised."""
+    mean, std = (
+        torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std)
+    )
+    return (images.float() / 255 - mean) / std
+
+
+def training_transform(recipe: Recipe) -> Callable[[Image.Image], np.ndarray]:
+    """timm's transform for training: a picture to uint8 (3, size, size)."""
+    augmentation, size = recipe.augmentation, recipe.preprocessing.size
+    return create_transform(
+        (3, size, size),
+        is_training=True,
+        use_prefetcher=True,  # without normalisation and erasing, which train/loop.py does on the device
+        scale=(augmentation.scale, 1.0),
+        ratio=augmentation.ratio,
+        hflip=augmentation.flip,
+        color_jitter=augmentation.jitter or None,
+        auto_augment=augmentation.aa or None,
+        interpolation=augmentation.interpolation,
+        mean=recipe.preprocessing.mean,
+        std=recipe.preprocessing.std,
+    )
+
+
+def collate(samples: list) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Samples to pictures (n, ...), int64 labels (n,), and the messages about broken pictures, which are left out."""
+    broken = tuple(message for _, _, messages in samples for message in messages)
+    whole = [(torch.as_tensor(image), label) for image, label, _ in samples if image is not None]
+    images = torch.stack([image for image, _ in whole]) if whole else torch.empty(0)
+    return images, torch.tensor([label for _, label in whole], dtype=torch.int64), broken
+
+
+def read_with_workers(dataset, workers: int, **options) -> DataLoader:
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=leave_signals_to_the_parent,
+        pin_memory=torch.cuda.is_available(),
+        # Samples seed the global generator; the loader's own draw must not depend on when that happened.
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
+
+
+def batches_of(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor, tuple[str, ...]]]:
+    """The loader's batches. Raises DataError as one line also where a worker process raised it."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(data_error_line(error)) from error
+
+
+class SourceBatches:
+    """Pictures that timm's readers find by index, decoded and augmented by worker processes."""
+
+    def __init__(self, source: Source, recipe: Recipe, world: World, workers: int):
+        self.recipe, self.world = recipe, world
+        self.plan = Plan(len(source), recipe.batch_size, recipe.micro_batch, recipe.drop_last, world.size)
+        samples = MapSamples(source, training_transform(recipe), recipe.seed, replace_broken=True)
+        self.stretches: list[list[tuple[int, int]]] = []  # of (epoch, index), one a part; filled before each epoch
+        self.loader = read_with_workers(
+            samples, workers, batch_sampler=self.stretches, persistent_workers=workers > 0
+        )
+
+    def parts(self, epoch: int, first_step: int) -> Iterator[Part]:
+        """This process's parts of the epoch in order, from ``first_step`` on."""
+        order = epoch_order(self.plan.images, self.recipe.seed, epoch).tolist()
+        self.stretches[:] = [
+            [(epoch, index) for index in order[stretch]]
+            for step in range(first_step, self.plan.steps)
+            for stretch in self.plan.parts(step, self.world.rank)
+        ]
+        for images, labels, broken in batches_of(self.loader):
+            yield on_device(images, labels, broken, self.world)
+
+
+class StreamBatches:
+    """Pictures that come in the order of their shards. Each process reads its own; a resumed epoch reads past them."""
+
+    def __init__(self, source: Source, recipe: Recipe, world: World, workers: int):
+        self.world = world
+        self.plan = Plan(len(source), recipe.batch_size, recipe.micro_batch, True, world.size)
+        sizes = {part.stop - part.start for rank in range(world.size) for part in self.plan.parts(0, rank)}
+        if len(sizes) > 1:
+            raise TrainingError(
+                f"a stream gives parts of one size: {recipe.batch_size} pictures do not divide into equal parts of at"
+                f" most {recipe.micro_batch} for {world.size} processes; choose another --batch-size"
+            )
+        (size,) = sizes
+        self.samples = StreamSamples(
+            source, training_transform(recipe), recipe.seed, batch_size=size, rank=world.rank, world=world.size
+        )
+        shards = len(self.samples.reader.split_info.filenames)
+        workers = min(workers, shards // world.size)
+        self.samples.steps(workers)  # raises DataError where there are too few shards
+        self.loader = read_with_workers(self.samples, workers, batch_size=size, persistent_workers=workers > 0)
+
+    def parts(self, epoch: int, first_step: int) -> Iterator[Part]:
+        """This process's parts of the epoch in order, from ``first_step`` on."""
+        self.samples.set_epoch(epoch)
+        in_a_step = len(self.plan.parts(0, self.world.rank))
+        first, end = first_step * in_a_step, self.plan.steps * in_a_step
+        for images, labels, broken in itertools.islice(batches_of(self.loader), first, end):
+            yield on_device(images, labels, broken, self.world)
+
+
+def on_device(images: Tensor, labels: Tensor, broken: tuple[str, ...], world: World) -> Part:
+    device = world.device
+    return Part(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), broken)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The preprocessing of every door, as a transform that worker processes can be sent."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return preprocess(image, self.preprocessing)
+
+
+class HeldOut:
+    """The held-out pictures of a source, each once over all processes; broken ones are left out."""
+
+    def __init__(self, source: Source, preprocessing: Preprocessing, world: World, workers: int):
+        self.source, self.world, self.workers = source, world, workers
+        prepared = Prepared(preprocessing)
+        if source.streaming:
+            self.samples = StreamSamples(source, prepared, 0, rank=world.rank, world=world.size)
+        else:
+            self.samples = MapSamples(source, prepared, 0, replace_broken=False)
+
+    def __call__(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        options = {"batch_size": batch_size}
+        if not self.source.streaming:
+            options["sampler"] = [(0, i) for i in range(self.world.rank, len(self.source), self.world.size)]
+        for images, labels, _ in batches_of(read_with_workers(self.samples, self.workers, **options)):
+            if len(labels):
+                yield images, labels

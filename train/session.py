@@ -1,0 +1,292 @@
+"""One run from its data to its model card: what is read, in which order it happens, and what is written when."""
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from convmixer import zoo
+from convmixer.weights import Checkpoint, save_checkpoint, write_atomically
+from train.batches import Data, open_data
+from train.card import model_card
+from train.distributed import World, use_sync_norm
+from train.errors import TrainingError
+from train.layout import FORMATS, choose_memory_format
+from train.loop import Finish, choose_amp, evaluate, train_epoch
+from train.pictures import draw_confusion, draw_curves
+from train.recipe import Recipe
+from train.report import Console, TensorBoard, write_metrics
+from train.schedule import onecycle_at_step
+from train.state import BEST, LAST, NOTHING_YET, TrainingState, check_recipe, new_state, read_newest, save_last
+from train.watch import Watch
+
+MODEL = "model.safetensors"
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Makes the run folder and keeps other runs out of it. The lock ends with the process, however it ends.
+
+    Raises TrainingError while another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"another process trains in {folder}; wait for it, or give another --out") from error
+        except OSError:
+            pass  # a file system without locks
+        for left_over in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left_over.unlink(missing_ok=True)
+        yield
+
+
+def git_commit() -> str:
+    """The commit of this code, with "-dirty" behind it where tracked files were changed; "unknown" outside git."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def resolve(recipe: Recipe, amp: str, memory_format: str) -> dict:
+    """The recipe as JSON values, with what "auto" stood for; a resumed run must have the same."""
+    resolved = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return resolved | {"amp": amp, "memory_format": memory_format}
+
+
+def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) -> None:
+    """Takes over the weights that the recipe starts from; a head for other labels stays as it was initialised."""
+    start = zoo.load(recipe.weights)
+    same_head = start.labels == labels
+    tensors = {name: t for name, t in start.state_dict.items() if same_head or not name.startswith("head.")}
+    missing, unexpected = state.network.load_state_dict(tensors, strict=False)
+    if unexpected or (missing and (same_head or set(missing) != {"head.weight", "head.bias"})):
+        raise TrainingError(f"the weights of {recipe.weights} do not fit --model; leave its fields as they are")
+    if state.ema is not None:
+        state.ema.module.load_state_dict(state.network.state_dict())
+
+
+def wrap(state: TrainingState, recipe: Recipe, world: World, compiled: bool) -> nn.Module:
+    """The network as the loop calls it: with synchronised batch norm, among several processes, compiled."""
+    if recipe.sync_norm and world.size > 1:
+        use_sync_norm(state.network)
+    forward: nn.Module = state.network
+    if world.size > 1:
+        # Batch norm's statistics are averaged after each step instead of taken from one process before each part.
+        forward = DistributedDataParallel(forward, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return torch.compile(forward) if compiled else forward
+
+
+def train(run, world: World) -> int:
+    """Runs the recipe to its end and gives the exit code: 0, or 128 and the number of the signal that stopped it.
+
+    ``run`` is the command line (train/run.py). Raises TrainingError and DataError, each with one line for the user.
+    """
+    recipe = run.recipe
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    out = run.out or Path("runs") / recipe.name
+    if not run.resume and any((out / name).exists() for name in (LAST, "next.pt", "previous.pt")):
+        raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or --out for another one")
+    data = open_data(run, recipe, world)
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(data.labels)))
+    with claim(out) if world.main else nullcontext():
+        return Session(run, recipe, data, out, world).go()
+
+
+class Session:
+    """A run under way: the state, and where its results go."""
+
+    def __init__(self, run, recipe: Recipe, data: Data, out: Path, world: World):
+        self.run, self.recipe, self.data, self.out, self.world = run, recipe, data, out, world
+        self.console = Console(recipe.epochs) if world.main else None
+        self.watch = Watch(run.save_every, self.note)
+        amp = choose_amp(recipe.amp, world.device)
+        content, notes = read_newest(out)
+        if content is None:
+            names = list(FORMATS)
+            measured = names.index(choose_memory_format(recipe, amp, world.device)) if world.main else 0
+            memory_format = names[world.largest(measured)[0]]
+        else:  # what was measured then: another format rounds differently
+            auto = recipe.memory_format == "auto"
+            memory_format = content["recipe"]["memory_format"] if auto else recipe.memory_format
+        self.resolved = resolve(recipe, amp, memory_format)
+        self.state = new_state(recipe, world.device, amp, FORMATS[memory_format])
+        self.state.commit = git_commit()
+        if content is not None:
+            check_recipe(out, content["recipe"], self.resolved)
+            self.state.load(content)
+        elif recipe.weights:
+            load_start(self.state, recipe, data.labels)
+        self.forward = wrap(self.state, recipe, world, run.compile)
+        self.finish = Finish(recipe, FORMATS[memory_format], world.device)
+        self.bar_from = (0, 0.0)  # (step, time) from which the bar measures its speed; in each epoch anew
+        self.board = TensorBoard(out / "tensorboard") if run.tensorboard and world.main else None
+        for note in notes:
+            self.note(f"{note}; going on from the one before it")
+        if content is not None:
+            middle = f" and step {self.state.step}" if self.state.step else ""
+            self.note(f"going on after epoch {self.state.epoch} of {recipe.epochs}{middle}")
+
+    def note(self, text: str) -> None:
+        if self.console:
+            self.console.note(text)
+
+    def go(self) -> int:
+        state, recipe, world = self.state, self.recipe, self.world
+        self.watch.listen()
+        if world.main:
+            content = json.dumps(self.resolved, indent=2).encode() + b"\n"
+            write_atomically(self.out / "recipe.json", lambda file: file.write(content))
+            self.note(self.data.training.plan.describe())
+            self.note(f"peak learning rate {recipe.lr:g} for the whole batch; {self.resolved['amp']} on {world.device}")
+            if state.history:
+                self.write_epoch()
+            self.console.header()
+        while state.epoch < recipe.epochs:
+            finished = train_epoch(
+                state,
+                self.forward,
+                self.data.training.parts,
+                self.data.training.plan,
+                self.finish,
+                world,
+                self.resolved["amp"],
+                self.watch,
+                self.save,
+                self.show_step,
+            )
+            if not finished or not self.finish_epoch():
+                return self.leave()
+        if world.main:
+            self.write_end()
+        return 0
+
+    def finish_epoch(self) -> bool:
+        """Evaluates, adds the epoch's row and writes it down; False where a signal came before the evaluation ended."""
+        state, plan, sums = self.state, self.data.training.plan, self.state.running
+        held_out = self.data.held_out_batches(self.recipe.batch_size)
+        start = time.perf_counter()
+        classes, amp = self.recipe.model.num_classes, self.resolved["amp"]
+        counts = evaluate(state.exported, held_out, classes, amp, self.world, lambda: self.watch.stopping)
+        if self.world.largest(int(self.watch.stopping))[0]:
+            self.save()
+            return False
+        seen, images = max(sums["seen"], 1), max(counts["images"], 1)
+        row = {
+            "epoch": state.epoch + 1,
+            "lr": onecycle_at_step(state.epoch, plan.steps - 1, plan.steps, self.recipe.epochs, self.recipe.lr),
+            "train_loss": sums["loss"] / seen,
+            "train_top1": math.nan if self.finish.mixup else 100 * sums["correct"] / seen,
+            "held_out_loss": counts["loss"],
+            "held_out_top1": 100 * counts["top1"] / images,
+            "held_out_top5": 100 * counts["top5"] / images,
+            "images_per_s": seen / max(sums["seconds"], 1e-9),
+            "seconds": sums["seconds"] + time.perf_counter() - start,
+            "skipped": sums["skipped"],
+        }
+        state.history.append(row)
+        state.confusion = counts["confusion"]
+        state.epoch, state.step, state.running = state.epoch + 1, 0, NOTHING_YET.copy()
+        self.save()  # comes first: whatever is lost after it is written again by the resumed run
+        if self.world.main:
+            self.write_epoch()
+            recent = [row["seconds"] for row in state.history[-3:]]
+            self.console.row(row, (self.recipe.epochs - state.epoch) * sum(recent) / len(recent))
+        return True
+
+    def save(self) -> None:
+        if self.world.main:
+            save_last(self.out, self.state.content(self.resolved))
+        self.watch.saved()
+
+    def leave(self) -> int:
+        """After a signal: the state was saved."""
+        state, received = self.state, self.watch.received
+        name = received.name if received else "another process's signal"
+        self.note(f"stopped by {name} in epoch {state.epoch + 1} after step {state.step}; --resume goes on from there")
+        return 128 + (received or 15)
+
+    def show_step(self, step: int, loss: torch.Tensor) -> None:
+        if self.console:
+            now, steps = time.perf_counter(), self.data.training.plan.steps
+            if step < self.bar_from[0] or self.bar_from[0] == 0:
+                self.bar_from = (step, now)
+            done, seconds = step - self.bar_from[0], now - self.bar_from[1]
+            rate = done * self.recipe.batch_size / seconds if done else math.nan
+            self.console.step(self.state.epoch + 1, step, steps, loss, rate)
+
+    def checkpoint(self) -> Checkpoint:
+        """The exported weights, how they were made, and what they measured."""
+        recipe, config, state = self.recipe, self.recipe.model, self.state
+        row = state.history[-1]
+        return Checkpoint(
+            name=f"convmixer_{config.dim}_{config.depth}_{self.data.short_name}",
+            config=config,
+            state_dict={name: t.detach().cpu().contiguous() for name, t in state.exported.state_dict().items()},
+            labels=self.data.labels,
+            preprocessing=recipe.preprocessing,
+            training={
+                "recipe": self.resolved,
+                "data": self.data.training_name,
+                "epochs": state.epoch,
+                "finished": state.epoch == recipe.epochs,
+                "seed": recipe.seed,
+                "commit": state.commit,
+                "torch": torch.__version__,
+                "device": device_name(self.world.device),
+                "processes": self.world.size,
+                "command": self.run.command,
+                "seconds": round(sum(row["seconds"] for row in state.history), 1),
+            },
+            accuracy={
+                "top1": row["held_out_top1"],
+                "top5": row["held_out_top5"],
+                "data": self.data.held_out_name,
+                "images": int(state.confusion.sum()),
+                "amp": self.resolved["amp"],  # the precision it was measured in
+            },
+        )
+
+    def write_epoch(self) -> None:
+        """What follows from the last finished epoch; writing it a second time changes nothing."""
+        state = self.state
+        if not state.step and state.history[-1]["held_out_top1"] >= max(r["held_out_top1"] for r in state.history):
+            write_atomically(self.out / BEST, lambda file: torch.save(state.content(self.resolved), file))
+        write_metrics(self.out / "metrics.csv", state.history)
+        if not state.step:
+            save_checkpoint(self.out / MODEL, self.checkpoint())
+        if self.board:
+            self.board.row(state.history[-1])
+
+    def write_end(self) -> None:
+        """The pictures and the model card of a finished run."""
+        state, checkpoint = self.state, self.checkpoint()
+        draw_curves(self.out / "curves.png", state.history, checkpoint.name)
+        draw_confusion(self.out / "confusion.png", state.confusion.numpy(), self.data.labels, checkpoint.name)
+        card = model_card(checkpoint, state.history, state.confusion.numpy())
+        write_atomically(self.out / "README.md", lambda file: file.write(card.encode()))
+        if self.board:
+            self.board.close()
+        self.note(f"{self.out / MODEL}: {state.history[-1]['held_out_top1']:.2f} % on {self.data.held_out_name}")
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people know it: the GPU's name, or the CPU with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {os.cpu_count()} cores"

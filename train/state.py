@@ -1,0 +1,142 @@
+"""Everything that changes during a run, and its checkpoints, which survive a kill at any moment."""
+
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from convmixer.model import ConvMixer, build
+from convmixer.weights import write_atomically
+from train.depthwise import use_fast_depthwise
+from train.errors import TrainingError
+from train.recipe import Recipe
+
+NEXT, LAST, PREVIOUS, BEST = "next.pt", "last.pt", "previous.pt", "best.pt"  # next.pt: only in the midst of a save
+NOTHING_YET = {"loss": 0.0, "correct": 0, "seen": 0, "skipped": 0, "seconds": 0.0}
+
+
+@dataclass
+class TrainingState:
+    """All that changes during a run; random numbers are not among it, since each step makes its own from the seed.
+
+    The same on all processes. ``running`` holds the sums over the pictures of the epoch under way.
+    """
+
+    network: ConvMixer
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished optimizer steps of the epoch under way
+    running: dict = field(default_factory=NOTHING_YET.copy)
+    history: list[dict] = field(default_factory=list)  # one row an epoch, as in metrics.csv
+    confusion: Tensor | None = None  # of the last evaluation: int64, rows the true class, columns the answer
+    commit: str = "unknown"  # of the code that started the run
+
+    @property
+    def exported(self) -> ConvMixer:
+        """The network that is evaluated and exported: the moving average where the recipe has one."""
+        return self.network if self.ema is None else self.ema.module
+
+    def content(self, resolved: dict) -> dict:
+        """What a checkpoint holds: tensors and JSON values."""
+        return {
+            "recipe": resolved,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema and self.ema.module.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "running": self.running,
+            "history": self.history,
+            "confusion": self.confusion,
+            "commit": self.commit,
+        }
+
+    def load(self, content: dict) -> None:
+        """Takes over what `content` gave."""
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(content["ema"])
+        for name in ("epoch", "step", "running", "history", "confusion", "commit"):
+            setattr(self, name, content[name])
+
+
+def new_state(
+    recipe: Recipe, device: torch.device, amp: str, memory_format: torch.memory_format = torch.channels_last
+) -> TrainingState:
+    """The state before the first epoch: weights initialised from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    network = build(recipe.model).to(device, memory_format=memory_format)
+    use_fast_depthwise(network)
+    # The CIFAR-10 script decays every parameter; timm, which trained the ImageNet models, leaves out biases and norms.
+    parameters = (
+        list(network.parameters()) if recipe.decay_all else param_groups_weight_decay(network, recipe.weight_decay)
+    )
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay)
+    ema = None if recipe.ema is None else ModelEmaV3(network, decay=recipe.ema, use_warmup=True)
+    return TrainingState(network, optimizer, torch.amp.GradScaler(device.type, enabled=amp == "fp16"), ema)
+
+
+def save_last(folder: Path, content: dict) -> None:
+    """Writes the last checkpoint; the one before becomes previous.pt. A kill or a full disk at any moment leaves one.
+
+    Raises OSError when it cannot be written; both older files are then as they were.
+    """
+    write_atomically(folder / NEXT, lambda file: torch.save(content, file))
+    if (folder / LAST).exists():
+        (folder / LAST).replace(folder / PREVIOUS)
+    (folder / NEXT).replace(folder / LAST)
+
+
+def find_damage(path: Path) -> str:
+    """What is wrong with a checkpoint file; "" where nothing is. Reads it all: a lost block keeps a file's length."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+        return "" if broken is None else f"its part {broken} is damaged"
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        return str(error) or type(error).__name__
+
+
+def read_newest(folder: Path) -> tuple[dict | None, list[str]]:
+    """The newest whole checkpoint of a run folder, none where there is none, and what to tell the user about it.
+
+    Raises TrainingError when there are checkpoints but none is whole.
+    """
+    notes = []
+    for path in (folder / NEXT, folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        problem = find_damage(path)
+        if not problem:
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                if content.keys() >= {"recipe", "network", "running"}:
+                    return content, notes
+                problem = "another program's, or an older release's"
+            except (OSError, RuntimeError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+                problem = type(error).__name__
+        notes.append(f"{path} is not a whole checkpoint of this command ({problem})")
+    if notes:
+        raise TrainingError(f"{notes[0]}; delete it to start afresh")
+    return None, notes
+
+
+def check_recipe(folder: Path, stored: dict, resolved: dict) -> None:
+    """Raises TrainingError when a checkpoint was made with another recipe."""
+    different = [
+        f"{name} is {resolved.get(name)!r} and was {stored.get(name)!r}"
+        for name in sorted(resolved.keys() | stored.keys())
+        if resolved.get(name) != stored.get(name)
+    ]
+    if different:
+        raise TrainingError(f"cannot resume {folder} with another recipe: {'; '.join(different)}")

@@ -1,0 +1,63 @@
+"""What can interrupt a run from outside: signals, and the time for the next checkpoint."""
+
+import atexit
+import multiprocessing.util  # before atexit.register below, so that its own joining of children comes after ours
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+# SIGTERM: preemption, and what torchrun sends; SIGUSR1: what SLURM can send ahead of it; SIGINT: Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Watch:
+    """Notices signals, the passing of time, and pictures that were left out."""
+
+    def __init__(self, save_every: float = 10.0, note: Callable[[str], None] | None = None):
+        """``save_every``: minutes between checkpoints within an epoch. ``note`` prints a line for the user."""
+        self.seconds, self.note = 60.0 * save_every, note or (lambda text: print(text, file=sys.stderr, flush=True))
+        self.received: signal.Signals | None = None
+        self.saved_at = time.monotonic()
+        self.named: set[str] = set()
+
+    @property
+    def stopping(self) -> bool:
+        return self.received is not None
+
+    def listen(self) -> None:
+        """From now on a signal asks the loop to save and stop; Ctrl-C a second time stops at once."""
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def save_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self.saved_at >= self.seconds
+
+    def saved(self) -> None:
+        """Says that a checkpoint was written just now."""
+        self.saved_at = time.monotonic()
+
+    def skipped(self, message: str) -> None:
+        """Names a broken picture, once."""
+        if message not in self.named:
+            self.named.add(message)
+            self.note(f"left out: {message}")
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """For a loader's worker process: the parent notices the signal, finishes its step with the worker, and ends it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """At exit Python would ask workers that are still there with SIGTERM, and wait for ever. They only read."""
+    for child in multiprocessing.active_children():
+        child.kill()
