@@ -51,12 +51,12 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
     """The data that the command line (train/run.py) names. Raises DataError and TrainingError before any epoch."""
     if find_layout(run.data) or run.download:
         return open_cifar(run, recipe, world)
+    training, held_out = open_pair(run.data, run.train_split, run.val_split, recipe.hold_out, seed=recipe.seed)
     if recipe.augmentation.ra_n:
         raise TrainingError(
             "--augmentation.ra-n is for CIFAR in memory; for pictures read from disk give --augmentation.ra-n 0, and"
             " --augmentation.aa rand-m9-mstd0.5-inc1 or another policy of timm's"
         )
-    training, held_out = open_pair(run.data, run.train_split, run.val_split, recipe.hold_out, seed=recipe.seed)
     kind = StreamBatches if training.streaming else SourceBatches
     name = re.sub(r"[^a-z0-9]+", "_", Path(run.data).resolve().name.lower().removesuffix(".tar")).strip("_")
     return Data(
@@ -70,14 +70,14 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
 
 
 def open_cifar(run, recipe: Recipe, world: World) -> Data:
-    if recipe.augmentation.aa:
-        raise TrainingError("--augmentation.aa is for pictures read from disk; CIFAR takes --augmentation.ra-n 2")
     training_set = load_cifar(run.data, train=True, download=run.download)
     if recipe.preprocessing.size != training_set.images.shape[1]:
         raise TrainingError(
             f"the recipe takes pictures of {recipe.preprocessing.size} pixels and CIFAR's have 32; choose a cifar"
             " recipe, or give --preprocessing.size 32"
         )
+    if recipe.augmentation.aa:
+        raise TrainingError("--augmentation.aa is for pictures read from disk; CIFAR takes --augmentation.ra-n 2")
     test_set = load_cifar(run.data, train=False) if recipe.split == "full" else None
     training_set, held_out = split_cifar(training_set, recipe.split, test_set)
     return Data(

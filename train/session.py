@@ -27,7 +27,7 @@ from train.pictures import draw_confusion, draw_curves
 from train.recipe import Recipe
 from train.report import Console, TensorBoard, write_metrics
 from train.schedule import onecycle_at_step
-from train.state import BEST, LAST, NOTHING_YET, TrainingState, check_recipe, new_state, read_newest, save_last
+from train.state import BEST, LAST, NOTHING_YET, TrainingState, check_recipe, new_state, read_newest, save_content, save_last, settle
 from train.watch import Watch
 
 MODEL = "model.safetensors"
@@ -37,13 +37,18 @@ MODEL = "model.safetensors"
 def claim(folder: Path) -> Iterator[None]:
     """Makes the run folder and keeps other runs out of it. The lock ends with the process, however it ends.
 
-    Raises TrainingError while another process trains there.
+    Raises TrainingError while another process trains there, and where nothing can be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise TrainingError(f"the run folder cannot be written: {error}; give another --out") from error
+    with lock as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # A lock of the process alone: one by flock would live on in its loader's workers for some seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             raise TrainingError(f"another process trains in {folder}; wait for it, or give another --out") from error
         except OSError:
             pass  # a file system without locks
@@ -105,7 +110,9 @@ def train(run, world: World) -> int:
     data = open_data(run, recipe, world)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(data.labels)))
     with claim(out) if world.main else nullcontext():
-        return Session(run, recipe, data, out, world).go()
+        session = Session(run, recipe, data, out, world)
+        with session.watch.listening():
+            return session.go()
 
 
 class Session:
@@ -116,7 +123,7 @@ class Session:
         self.console = Console(recipe.epochs) if world.main else None
         self.watch = Watch(run.save_every, self.note)
         amp = choose_amp(recipe.amp, world.device)
-        content, notes = read_newest(out)
+        content, used, notes = read_newest(out)
         if content is None:
             names = list(FORMATS)
             measured = names.index(choose_memory_format(recipe, amp, world.device)) if world.main else 0
@@ -138,6 +145,8 @@ class Session:
         self.board = TensorBoard(out / "tensorboard") if run.tensorboard and world.main else None
         for note in notes:
             self.note(f"{note}; going on from the one before it")
+        if content is not None and world.main:  # the others have read it: DistributedDataParallel met them
+            settle(out, used)
         if content is not None:
             middle = f" and step {self.state.step}" if self.state.step else ""
             self.note(f"going on after epoch {self.state.epoch} of {recipe.epochs}{middle}")
@@ -148,7 +157,6 @@ class Session:
 
     def go(self) -> int:
         state, recipe, world = self.state, self.recipe, self.world
-        self.watch.listen()
         if world.main:
             content = json.dumps(self.resolved, indent=2).encode() + b"\n"
             write_atomically(self.out / "recipe.json", lambda file: file.write(content))
@@ -210,6 +218,12 @@ class Session:
         return True
 
     def save(self) -> None:
+        state = self.state
+        if not state.is_finite():  # of a step whose loss still was
+            raise TrainingError(
+                f"the weights are not finite after {state.epoch} epochs and {state.step} steps; the last good"
+                " checkpoint is kept; try a lower --lr or --clip-grad 1"
+            )
         if self.world.main:
             save_last(self.out, self.state.content(self.resolved))
         self.watch.saved()
@@ -266,7 +280,7 @@ class Session:
         """What follows from the last finished epoch; writing it a second time changes nothing."""
         state = self.state
         if not state.step and state.history[-1]["held_out_top1"] >= max(r["held_out_top1"] for r in state.history):
-            write_atomically(self.out / BEST, lambda file: torch.save(state.content(self.resolved), file))
+            save_content(self.out / BEST, state.content(self.resolved))
         write_metrics(self.out / "metrics.csv", state.history)
         if not state.step:
             save_checkpoint(self.out / MODEL, self.checkpoint())

@@ -1,9 +1,12 @@
 """Everything that changes during a run, and its checkpoints, which survive a kill at any moment."""
 
 import pickle
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -42,6 +45,15 @@ class TrainingState:
     def exported(self) -> ConvMixer:
         """The network that is evaluated and exported: the moving average where the recipe has one."""
         return self.network if self.ema is None else self.ema.module
+
+    def is_finite(self) -> bool:
+        """Whether all weights, their moving average and the optimizer's moments are finite."""
+        tensors = [*self.network.state_dict().values()]
+        if self.ema is not None:
+            tensors += self.ema.module.state_dict().values()
+        for moments in self.optimizer.state.values():
+            tensors += [value for value in moments.values() if isinstance(value, Tensor)]
+        return bool(torch.stack([tensor.isfinite().all().cpu() for tensor in tensors]).all())
 
     def content(self, resolved: dict) -> dict:
         """What a checkpoint holds: tensors and JSON values."""
@@ -86,15 +98,48 @@ def new_state(
     return TrainingState(network, optimizer, torch.amp.GradScaler(device.type, enabled=amp == "fp16"), ema)
 
 
+def save_content(path: Path, content: dict) -> None:
+    """Writes a checkpoint as a whole or not at all. Raises OSError when it cannot be written."""
+
+    def save(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch.save says about its own half file hides what happened to it
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise cause from error
+            raise
+
+    write_atomically(path, save)
+
+
 def save_last(folder: Path, content: dict) -> None:
     """Writes the last checkpoint; the one before becomes previous.pt. A kill or a full disk at any moment leaves one.
 
     Raises OSError when it cannot be written; both older files are then as they were.
     """
-    write_atomically(folder / NEXT, lambda file: torch.save(content, file))
+    save_content(folder / NEXT, content)
+    shift(folder)
+
+
+def shift(folder: Path) -> None:
+    """The second half of a save: next.pt becomes last.pt, which becomes previous.pt."""
     if (folder / LAST).exists():
         (folder / LAST).replace(folder / PREVIOUS)
     (folder / NEXT).replace(folder / LAST)
+
+
+def settle(folder: Path, used: Path) -> None:
+    """Finishes a save that was cut off, after `read_newest` gave the checkpoint ``used``, to all processes.
+
+    Damaged ones that are newer go: the next save would put them in the place of the whole one.
+    """
+    for name in (NEXT, LAST, PREVIOUS):
+        if name == used.name:
+            break
+        (folder / name).unlink(missing_ok=True)
+    if used.name == NEXT:
+        shift(folder)
 
 
 def find_damage(path: Path) -> str:
@@ -103,12 +148,12 @@ def find_damage(path: Path) -> str:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()
         return "" if broken is None else f"its part {broken} is damaged"
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError, struct.error, zlib.error) as error:
         return str(error) or type(error).__name__
 
 
-def read_newest(folder: Path) -> tuple[dict | None, list[str]]:
-    """The newest whole checkpoint of a run folder, none where there is none, and what to tell the user about it.
+def read_newest(folder: Path) -> tuple[dict | None, Path, list[str]]:
+    """The newest whole checkpoint of a run folder and its file, and what to tell the user; None where there is none.
 
     Raises TrainingError when there are checkpoints but none is whole.
     """
@@ -121,14 +166,14 @@ def read_newest(folder: Path) -> tuple[dict | None, list[str]]:
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 if content.keys() >= {"recipe", "network", "running"}:
-                    return content, notes
+                    return content, path, notes
                 problem = "another program's, or an older release's"
             except (OSError, RuntimeError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
                 problem = type(error).__name__
         notes.append(f"{path} is not a whole checkpoint of this command ({problem})")
     if notes:
         raise TrainingError(f"{notes[0]}; delete it to start afresh")
-    return None, notes
+    return None, folder / LAST, notes
 
 
 def check_recipe(folder: Path, stored: dict, resolved: dict) -> None:

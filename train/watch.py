@@ -5,7 +5,8 @@ import multiprocessing.util  # before atexit.register below, so that its own joi
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 # SIGTERM: preemption, and what torchrun sends; SIGUSR1: what SLURM can send ahead of it; SIGINT: Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -25,10 +26,15 @@ class Watch:
     def stopping(self) -> bool:
         return self.received is not None
 
-    def listen(self) -> None:
-        """From now on a signal asks the loop to save and stop; Ctrl-C a second time stops at once."""
-        for number in SIGNALS:
-            signal.signal(number, self._receive)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it a signal asks the loop to save and stop; Ctrl-C a second time stops at once."""
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.received is not None:
