@@ -27,7 +27,18 @@ from train.pictures import draw_confusion, draw_curves
 from train.recipe import Recipe
 from train.report import Console, TensorBoard, write_metrics
 from train.schedule import onecycle_at_step
-from train.state import BEST, LAST, NOTHING_YET, TrainingState, check_recipe, new_state, read_newest, save_content, save_last, settle
+from train.state import (
+    BEST,
+    LAST,
+    NOTHING_YET,
+    TrainingState,
+    check_recipe,
+    new_state,
+    read_newest,
+    save_content,
+    save_last,
+    settle,
+)
 from train.watch import Watch
 
 MODEL = "model.safetensors"

@@ -160,6 +160,8 @@ def read_newest(folder: Path) -> tuple[dict | None, Path, list[str]]:
     notes = []
     for path in (folder / NEXT, folder / LAST, folder / PREVIOUS):
         if not path.exists():
+            if path.name == LAST and (folder / PREVIOUS).exists() and not (folder / NEXT).exists():
+                notes.append(f"{path} is missing")
             continue
         problem = find_damage(path)
         if not problem:

@@ -65,5 +65,6 @@ def leave_signals_to_the_parent(worker: int) -> None:
 @atexit.register
 def end_workers() -> None:
     """At exit Python would ask workers that are still there with SIGTERM, and wait for ever. They only read."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's own handler would call it a failure
     for child in multiprocessing.active_children():
         child.kill()
