@@ -63,6 +63,17 @@ def multiply_adds(model: ConvMixerConfig, size: int) -> int:
     return positions * (stem + model.depth * block) + model.dim * model.num_classes
 
 
+def kept_bytes(model: ConvMixerConfig, size: int, bytes_each: int = 2) -> int:
+    """What a picture's forward pass keeps for the backward pass, of numbers of ``bytes_each``: whole feature maps only.
+
+    A convolution and a batch norm keep their input. GELU keeps its own, too; ReLU its output, which the norm has.
+    """
+    maps = 3 if model.activation == "gelu" else 2  # kept by a convolution, its activation and its norm
+    positions = (size // model.patch_size) ** 2
+    # The stem's convolution keeps the picture, which is small.
+    return positions * model.dim * bytes_each * (2 * model.depth * maps + maps - 1)
+
+
 def images_of(recipe: Recipe) -> int:
     """The pictures that one process trains on in an epoch, a last batch that is left out not counted."""
     images = IMAGENET_IMAGES if recipe.model.num_classes == 1000 else CIFAR_IMAGES[recipe.split]
@@ -128,12 +139,17 @@ def measure(recipe: Recipe, pictures: int, steps: int, device: torch.device) -> 
 
 
 def print_arithmetic() -> None:
-    print(f"{'recipe':<20} {'forward, GMAC':>13} {'epochs':>6} {'pictures':>10} {'training, FLOP':>14}")
+    heads = f"{'forward, GMAC':>13} {'epochs':>6} {'pictures':>10} {'training, FLOP':>14} {'MiB/picture':>11}"
+    print(f"{'recipe':<20} {heads}")
     for name, recipe in RECIPES.items():
         if not recipe.weights:  # of fine-tuning nobody knows the pictures
             forward = multiply_adds(recipe.model, recipe.preprocessing.size) / 1e9
-            flop = training_flop(recipe)
-            print(f"{name:<20} {forward:13.2f} {recipe.epochs:6d} {images_of(recipe):10,d} {flop:14.2e}")
+            kept = kept_bytes(recipe.model, recipe.preprocessing.size) / 2**20
+            row = (
+                f"{name:<20} {forward:13.2f} {recipe.epochs:6d} {images_of(recipe):10,d} {training_flop(recipe):14.2e}"
+            )
+            print(f"{row} {kept:11.1f}")
+    print("MiB/picture: what a forward pass keeps for the backward pass, in 16 bits")
 
 
 def print_rate(recipe: Recipe, rate: float, gpus: int, peak: float | None, price: float | None, origin: str) -> None:

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cost import IMAGENET_IMAGES, images_of, images_per_s, main, measure, multiply_adds, training_flop
+from benchmarks.cost import (
+    IMAGENET_IMAGES,
+    images_of,
+    images_per_s,
+    kept_bytes,
+    main,
+    measure,
+    multiply_adds,
+    training_flop,
+)
 from convmixer.model import ConvMixerConfig, build
 from train.recipes import RECIPES
 
@@ -53,6 +62,25 @@ def test_a_training_step_is_about_three_forward_passes():
     everything = 3 * 2 * multiply_adds(model, 224)
     assert counted(model, 224, 1, backward=True) == everything - stem - depthwise
     assert stem / everything < 0.02
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_feature_maps_that_training_keeps(activation, depth):
+    model = ConvMixerConfig(dim=64, depth=depth, kernel_size=3, patch_size=2, num_classes=2, activation=activation)
+    network, x = build(model), torch.randn(2, 3, 32, 32)
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[:2] == (2, 64):  # feature maps, not weights or the picture
+            kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network(x)
+    maps = [tensor for tensor in kept.values() if tensor.ndim == 4]
+    assert sum(t.numel() * 4 for t in maps) == 2 * kept_bytes(model, 32, bytes_each=4)
+    assert logits.requires_grad
 
 
 def test_pictures_of_an_epoch():
