@@ -1,93 +1,194 @@
-"""Training speed on the CPU: this project's step against the plain one, side by side in one run.
+"""Training speed on the CPU: this project's loop against the plain one and timm's parts, side by side in one run.
 
-    python benchmarks/training.py [--batch-size 128] [--rounds 5] [--parts]
+    python benchmarks/training.py [--batch-size 128] [--rounds 5] [--parts] [--device cuda]
 
 Each contestant is a process of its own (memory settings belong to a process) that trains ConvMixer-256/8, kernel 5,
-patch 2, on random 32-pixel pictures: forward, backward and AdamW's step. The contestants take turns, so that a change
-in the machine's speed meets all of them; the figure is the median over the rounds.
+patch 2, on 32-pixel pictures in memory, data loading and augmentation included: RandAugment, forward, backward and
+AdamW's step. The contestants take turns, so that a change in the machine's speed meets all of them; the figure is the
+median over the rounds.
 """
 
 import argparse
+import itertools
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURES = 4096  # drawn at random; the speed does not depend on what is in them
+WORKERS = 1  # that augment for the loaders which need it; a second one made none of them faster on two cores
 
 CONTESTANTS = {
-    "plain": "eager, NCHW, float32",
-    "channels_last": "eager, channels_last, float32",
+    "plain": "the authors' loop: eager, NCHW, float32, DataLoader with torchvision's transforms",
+    "channels_last": "the same with channels_last",
+    "timm": "timm's network, loader, transforms and optimizer, eager, NCHW, float32",
+    "timm channels_last": "the same with channels_last",
     "ours float32": "train/loop.py with --amp off",
     "ours": "train/loop.py as it comes (--amp auto)",
 }
 
 
-def contestant(name: str, batch_size: int):
-    """A generator that takes one training step at each turn; the first turns are its warm-up."""
+def pictures():
+    """uint8 pictures (N, 32, 32, 3) and their labels."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (PICTURES, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, PICTURES)
+
+
+def in_memory(images, labels):
+    """A data set as both torchvision and timm want it: a PIL image through ``transform``, and a label."""
+    from PIL import Image
+    from torch.utils.data import Dataset
+
+    class InMemory(Dataset):
+        transform = None
+
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, index):
+            return self.transform(Image.fromarray(images[index])), int(labels[index])
+
+    return InMemory()
+
+
+def contestant(name: str, batch_size: int, steps: int, device: str) -> Iterator[str]:
+    """Takes ``steps`` training steps at each turn; the first turn is its warm-up. Yields the precision."""
     sys.path[0] = str(ROOT)
     if name.startswith("ours"):
         from train.memory import keep_memory
 
         keep_memory()
+        return ours(name, batch_size, steps, device)
+    return plain(name, batch_size, steps, device)
+
+
+def ours(name: str, batch_size: int, steps: int, device: str) -> Iterator[str]:
+    from dataclasses import replace
+
+    import torch
+
+    from train.batches import MemoryBatches
+    from train.cifar import CIFAR10_CLASSES, LabelledImages
+    from train.distributed import World
+    from train.layout import FORMATS, choose_memory_format
+    from train.loop import Finish, choose_amp, train_epoch
+    from train.plan import Plan
+    from train.recipes import RECIPES
+    from train.state import NOTHING_YET, new_state
+    from train.watch import Watch
+
+    recipe = replace(RECIPES["cifar10"], batch_size=batch_size, micro_batch=batch_size, drop_last=True)
+    world = World(torch.device(device))
+    amp = "off" if name.endswith("float32") else choose_amp("auto", world.device)
+    memory_format = FORMATS[choose_memory_format(recipe, amp, world.device)]
+    state = new_state(recipe, world.device, amp, memory_format)
+    finish, watch = Finish(recipe, memory_format, world.device), Watch()
+    batches = MemoryBatches(LabelledImages("drawn", *pictures(), CIFAR10_CLASSES), recipe, world)
+    plan = Plan(steps * batch_size, batch_size, batch_size, True)
+    parts = itertools.chain.from_iterable(batches.parts(epoch, 0) for epoch in itertools.count())
+    while True:
+        state.step, state.running = 0, NOTHING_YET.copy()
+        train_epoch(state, state.network, lambda epoch, step: parts, plan, finish, world, amp, watch)
+        yield amp
+
+
+def plain(name: str, batch_size: int, steps: int, device: str) -> Iterator[str]:
     import torch
     from torch import nn
 
-    from convmixer.model import build
-    from convmixer.preprocessing import CIFAR10
-    from train import loop
-    from train.data import normalise
-    from train.recipes import RECIPES
-
-    recipe = RECIPES["cifar10"]
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch_size, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (batch_size,), generator=generator)
-    cpu = torch.device("cpu")
-    if name.startswith("ours"):
-        amp = "off" if name.endswith("float32") else loop.choose_amp("auto", cpu)
-        state = loop.new_state(recipe, cpu, amp)
-        batch = (images.contiguous(memory_format=torch.channels_last), labels, torch.zeros(batch_size, 4))
-        while True:
-            loop.train_epoch(state, [batch], 100, recipe, CIFAR10, amp)
-            yield amp
-    memory_format = torch.channels_last if name == "channels_last" else torch.contiguous_format
-    network = build(recipe.model).to(memory_format=memory_format)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    memory_format = torch.channels_last if "channels_last" in name else torch.contiguous_format
+    make = timm_parts if name.startswith("timm") else torchvision_parts
+    network, optimizer, loader = make(batch_size, device)
+    network = network.to(device, memory_format=memory_format)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
     while True:
-        x = normalise(images, CIFAR10).contiguous(memory_format=memory_format)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(x), labels).backward()
-        optimizer.step()
+        for images, labels in itertools.islice(batches, steps):
+            images = images.to(device).contiguous(memory_format=memory_format)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images), labels.to(device)).backward()
+            optimizer.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
         yield "off"
 
 
-def serve(name: str, batch_size: int, warm_up: int, steps: int) -> None:
-    """The contestant's process: warms up, then times ``steps`` steps for every line that comes in."""
-    turns = contestant(name, batch_size)
-    for _ in range(warm_up):
-        amp = next(turns)
-    print(amp, flush=True)
+def torchvision_parts(batch_size: int, device: str):
+    """The parts that the authors' CIFAR-10 script is made of, with its settings for 25 epochs."""
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+
+    from convmixer.model import build
+    from convmixer.preprocessing import CIFAR10
+    from train.recipes import RECIPES
+
+    network = build(RECIPES["cifar10"].model).to(device)
+    data = in_memory(*pictures())
+    data.transform = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandAugment(num_ops=2, magnitude=12),
+            transforms.ToTensor(),
+            transforms.Normalize(CIFAR10.mean, CIFAR10.std),
+        ]
+    )
+    loader = DataLoader(data, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True)
+    return network, torch.optim.AdamW(network.parameters(), lr=0.05, weight_decay=0.005), loader
+
+
+def timm_parts(batch_size: int, device: str):
+    import torch
+    from timm.data import create_loader
+    from timm.models.convmixer import ConvMixer
+    from timm.optim import create_optimizer_v2
+
+    from convmixer.preprocessing import CIFAR10
+
+    network = ConvMixer(256, 8, kernel_size=5, patch_size=2, num_classes=10).to(device)
+    loader = create_loader(
+        in_memory(*pictures()),
+        (3, 32, 32),
+        batch_size,
+        is_training=True,
+        scale=(1.0, 1.0),
+        ratio=(1.0, 1.0),
+        auto_augment="rand-m4-n2",
+        mean=CIFAR10.mean,
+        std=CIFAR10.std,
+        num_workers=WORKERS,
+        device=torch.device(device),
+    )
+    return network, create_optimizer_v2(network, "adamw", lr=0.05, weight_decay=0.005), loader
+
+
+def serve(name: str, options: argparse.Namespace) -> None:
+    """The contestant's process: warms up, then times a turn for every line that comes in."""
+    turns = contestant(name, options.batch_size, options.steps, options.device)
+    print(next(turns), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
-        for _ in range(steps):
-            next(turns)
-        print(batch_size * steps / (time.perf_counter() - start), flush=True)
+        next(turns)
+        print(options.batch_size * options.steps / (time.perf_counter() - start), flush=True)
 
 
-def race(batch_size: int, rounds: int, warm_up: int, steps: int) -> dict[str, list[float]]:
+def race(options: argparse.Namespace) -> dict[str, list[float]]:
     """Images a second of every contestant in every round."""
     processes = {}
-    for name in CONTESTANTS:
-        command = [sys.executable, __file__, "--serve", name, "--batch-size", batch_size]
-        command += ["--warm-up", warm_up, "--steps", steps]
-        process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        print(f"{name:<14} {CONTESTANTS[name]}, amp {process.stdout.readline().strip()}", flush=True)
+    for name in options.only or CONTESTANTS:
+        words = [sys.executable, __file__, "--serve", name, "--device", options.device]
+        words += ["--batch-size", str(options.batch_size), "--steps", str(options.steps)]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        print(f"{name:<18} {CONTESTANTS[name]}, amp {process.stdout.readline().strip()}", flush=True)
         processes[name] = process
-    rates = {name: [] for name in CONTESTANTS}
-    for _ in range(rounds):
+    rates = {name: [] for name in processes}
+    for _ in range(options.rounds):
         for name, process in processes.items():
             print(file=process.stdin, flush=True)
             rates[name].append(float(process.stdout.readline()))
@@ -121,22 +222,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warm-up", type=int, default=6, help="steps before the clock runs")
-    parser.add_argument("--steps", type=int, default=2, help="steps a round")
+    parser.add_argument("--steps", type=int, default=6, help="steps a turn: more than a loader keeps ready")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTESTANTS, help="some of the contestants; the first is the measure"
+    )
     parser.add_argument("--parts", action="store_true", help="time the weight gradient of the depthwise convolution")
     parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve, options.batch_size, options.warm_up, options.steps)
+        return serve(options.serve, options)
     if options.parts:
         return parts(options.batch_size)
-    rates = race(options.batch_size, options.rounds, options.warm_up, options.steps)
-    plain = statistics.median(rates["plain"])
-    print(f"\n{platform.processor() or platform.machine()}, batch {options.batch_size}, {options.rounds} rounds")
-    print(f"{'':<14} {'images/s':>9} {'slowest':>9} {'fastest':>9} {'x plain':>8}")
+    rates = race(options)
+    measure = statistics.median(next(iter(rates.values())))
+    machine = platform.processor() or platform.machine()
+    print(f"\n{machine}, {os.cpu_count()} cores, {options.device}, batch {options.batch_size}, {options.rounds} rounds")
+    print(f"{'':<18} {'images/s':>9} {'slowest':>9} {'fastest':>9} {'x ' + next(iter(rates)):>9}")
     for name, values in rates.items():
         median = statistics.median(values)
-        print(f"{name:<14} {median:9.1f} {min(values):9.1f} {max(values):9.1f} {median / plain:8.2f}")
+        print(f"{name:<18} {median:9.1f} {min(values):9.1f} {max(values):9.1f} {median / measure:9.2f}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ MAY_NOT_IMPORT = {
     "train": {"cog", "gradio", "demo", "predict", "serve"},
     "predict.py": {"timm", "torchvision", "gradio", "train", "demo"},
 }
-ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "onnx", "urllib"}
+ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "onnx", "onnxscript", "onnxruntime", "urllib"}
 
 
 def python_files(place: str) -> list[Path]:

@@ -143,7 +143,7 @@ def _training(training: dict, history: list[dict]) -> list[str]:
     if fields:
         lines += ["", "The recipe, as options of the command line; what is off is left out.", ""]
         lines += _table(("option", "value"), *fields)
-    return [*lines, "", "![Loss, top-1 accuracy and learning rate over the epochs](curves.png)"]
+    return [*lines, "", "![Loss, top-1 accuracy and learning rate over the epochs](curves.png)"] if history else lines
 
 
 def _results(checkpoint: Checkpoint, history: list[dict], confusion: np.ndarray | None) -> list[str]:

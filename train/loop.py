@@ -132,7 +132,7 @@ def train_epoch(
     for step in range(state.step, plan.steps):
         lr = schedule.onecycle_at_step(state.epoch, step, plan.steps, recipe.epochs, recipe.lr)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         stretches = plan.parts(step, world.rank)
         optimizer.zero_grad(set_to_none=True)
         for number in range(len(stretches)):

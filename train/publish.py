@@ -23,7 +23,7 @@ import yaml
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
 
-from convmixer.model import ConvMixerConfig, count_parameters
+from convmixer.model import ConvMixerConfig
 from convmixer.weights import (
     Checkpoint,
     CheckpointError,
@@ -32,12 +32,13 @@ from convmixer.weights import (
     write_atomically,
 )
 from convmixer.zoo import MODELS
+from train.card import model_card
 
 HUB_PREFIX = "hf:"
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 RECORDS = ("metrics.csv", "recipe.json")
 TASK = "image-classification"
-LABELS_SHOWN = 20  # in the card; config.json has them all
+LOCAL_USE = re.compile(r"^## How to use it\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)  # of the files in a run folder
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)??---[ \t]*(?:\n|\Z)(.*)", re.DOTALL)
 
 
@@ -150,26 +151,6 @@ def front_matter(checkpoint: Checkpoint) -> dict:
     return fields
 
 
-def short_card(checkpoint: Checkpoint, pictures: list[str]) -> str:
-    """A card for a model that has none of its own, from what its file says."""
-    config, training, labels = checkpoint.config, checkpoint.training, checkpoint.labels
-    more = f" and {len(labels) - LABELS_SHOWN:,} more" if len(labels) > LABELS_SHOWN else ""
-    parts = [
-        f"# {checkpoint.name}",
-        f"ConvMixer-{config.dim}/{config.depth} ([paper](https://arxiv.org/abs/2201.09792)) with"
-        f" {count_parameters(config):,} parameters, for pictures of {checkpoint.preprocessing.size} pixels.",
-        f"{len(labels):,} classes: {', '.join(labels[:LABELS_SHOWN])}{more}.",
-    ]
-    if figures := measured(checkpoint):
-        reached = ", ".join(f"{name} {value:.2f} %" for name, value in figures.items())
-        parts.append(f"Measured on {checkpoint.accuracy['data']}: {reached}.")
-    if known := [f"{key} {training[key]}" for key in ("data", "epochs", "seed", "commit") if key in training]:
-        parts.append(f"Training: {', '.join(known)}.")
-    if training.get("finished") is False:
-        parts.append("The training was not at its end when this file was written.")
-    return "\n\n".join([*parts, *(f"![{Path(name).stem}]({name})" for name in pictures)])
-
-
 def usage(checkpoint: Checkpoint, repo: str | None) -> str:
     """The card's last section: the commands that use the repository, or the bare folder where ``repo`` is None."""
     code = ""
@@ -209,14 +190,14 @@ def split_card(text: str) -> tuple[dict, str]:
     return fields, match[2]
 
 
-def model_card(checkpoint: Checkpoint, own: str | None, pictures: list[str], repo: str | None) -> str:
-    """README.md: front matter, the run's ``own`` card or else a short one, and how to use the repository."""
-    fields, text = ({}, short_card(checkpoint, pictures)) if own is None else split_card(own)
+def hub_card(checkpoint: Checkpoint, own: str | None, repo: str | None) -> str:
+    """README.md: the run's ``own`` card, or one made from the checkpoint, with how to use the repository at its end."""
+    fields, text = split_card(model_card(checkpoint, [], None) if own is None else own)
     added = front_matter(checkpoint)
     tags = fields.get("tags") or []
     added["tags"] += [tag for tag in (tags if isinstance(tags, list) else [tags]) if tag not in added["tags"]]
     header = yaml.safe_dump(fields | added, sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{header}---\n\n{text.strip()}\n{usage(checkpoint, repo)}"
+    return f"---\n{header}---\n\n{LOCAL_USE.sub('', text).strip()}\n{usage(checkpoint, repo)}"
 
 
 def write_repository(run: Path, folder: Path, repo: str | None) -> list[str]:
@@ -240,7 +221,7 @@ def write_repository(run: Path, folder: Path, repo: str | None) -> list[str]:
             write_atomically(folder / name, lambda file, source=source: shutil.copyfileobj(source, file))
     checkpoint = read_description(folder / MODEL)  # of the copy: a run that goes on replaces its file
     config = json.dumps(hub_config(checkpoint), indent=2) + "\n"
-    card = model_card(checkpoint, own, pictures, repo)
+    card = hub_card(checkpoint, own, repo)
     for name, text in ((CONFIG, config), (CARD, card)):
         write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
     return [MODEL, CONFIG, CARD, *(name for name in copies if name != MODEL)]

@@ -37,6 +37,7 @@ class Recipe:
     micro_batch: int = 512  # most pictures a process puts through the network at once; batch norm sees these
     drop_last: bool = False  # leave out an epoch's last, smaller batch
     lr: float = 0.05  # the peak of the onecycle schedule, for the whole batch_size: it is not scaled by anything
+    head_lr: float = 1.0  # the classifier's learning rate as a multiple of the others'
     weight_decay: float = 0.005  # AdamW
     decay_all: bool = True  # decay biases and norms, too
     eps: float = 1e-8  # AdamW

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -82,6 +81,19 @@ class TrainingState:
             setattr(self, name, content[name])
 
 
+def parameter_groups(network: ConvMixer, recipe: Recipe) -> list[dict]:
+    """The optimizer's groups: by weight decay, and by ``lr_scale``, the multiple of the schedule's learning rate.
+
+    The CIFAR-10 script decays every parameter; timm, which trained the ImageNet models, leaves out biases and norms.
+    """
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in network.named_parameters():
+        decay = recipe.weight_decay if recipe.decay_all or parameter.ndim > 1 else 0.0
+        scale = recipe.head_lr if name.startswith("head.") else 1.0
+        groups.setdefault((decay, scale), []).append(parameter)
+    return [{"params": p, "weight_decay": decay, "lr_scale": scale} for (decay, scale), p in groups.items()]
+
+
 def new_state(
     recipe: Recipe, device: torch.device, amp: str, memory_format: torch.memory_format = torch.channels_last
 ) -> TrainingState:
@@ -89,11 +101,8 @@ def new_state(
     torch.manual_seed(recipe.seed)
     network = build(recipe.model).to(device, memory_format=memory_format)
     use_fast_depthwise(network)
-    # The CIFAR-10 script decays every parameter; timm, which trained the ImageNet models, leaves out biases and norms.
-    parameters = (
-        list(network.parameters()) if recipe.decay_all else param_groups_weight_decay(network, recipe.weight_decay)
-    )
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay)
+    groups = parameter_groups(network, recipe)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay)
     ema = None if recipe.ema is None else ModelEmaV3(network, decay=recipe.ema, use_warmup=True)
     return TrainingState(network, optimizer, torch.amp.GradScaler(device.type, enabled=amp == "fp16"), ema)
 
