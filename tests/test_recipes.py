@@ -183,6 +183,7 @@ CIFAR = {
     "label smoothing off (d)": (0.0, lambda b: b.recipe.label_smoothing),
     "mixup and cutmix off (d)": (None, lambda b: b.finish.mixup),
     "EMA off (d)": (None, lambda b: b.state.ema),
+    "from random weights (d)": ("", lambda b: b.recipe.weights),
     "AMP (d)": ("auto", lambda b: b.recipe.amp),
     "--scale=1.0": (1.0, lambda b: b.recipe.augmentation.scale),
     "ratio 1 (d)": ((1.0, 1.0), lambda b: b.recipe.augmentation.ratio),
