@@ -98,6 +98,7 @@ IMAGENET = {
         lambda b: b.decay_by_dimensions(),
     ),
     "--lr 0.01": (0.01, lambda b: b.recipe.lr),
+    "--lr: the same for all parameters": (1.0, lambda b: b.recipe.head_lr),
     "--warmup-epochs 0: first step": (0.01 * 5 / 2 / 2001, lambda b: b.rate(1 / 2001) * b.recipe.epochs),
     "--sched onecycle: at 1/5": (0.005, lambda b: b.rate(b.recipe.epochs / 5)),
     "--sched onecycle: at 2/5": (0.01, lambda b: b.rate(b.recipe.epochs * 2 / 5)),
@@ -176,6 +177,7 @@ CIFAR = {
     "eps 1e-8 (d)": ({1e-8}, lambda b: {g["eps"] for g in b.state.optimizer.param_groups}),
     "--wd=0.005, on all parameters": ({1: {0.005}, 2: {0.005}, 4: {0.005}}, lambda b: b.decay_by_dimensions()),
     "--lr-max=0.05": (0.05, lambda b: b.rate(b.recipe.epochs * 2 / 5)),
+    "--lr-max: the same for all parameters": (1.0, lambda b: b.recipe.head_lr),
     "schedule: at 1/5": (0.025, lambda b: b.rate(b.recipe.epochs / 5)),
     "schedule: at 4/5": (0.0025, lambda b: b.rate(b.recipe.epochs * 4 / 5)),
     "schedule: the last step": (0.0, lambda b: b.rate(b.recipe.epochs)),
@@ -240,7 +242,8 @@ def test_every_published_flag(name, flag, published, read):
 def test_a_new_field_must_be_held_against_the_published_settings():
     """The fields that the tables above know; memory_format, split and hold_out change no setting of the authors."""
     assert {field.name for field in fields(Recipe)} == {
-        *("name", "model", "preprocessing", "epochs", "batch_size", "micro_batch", "drop_last", "lr", "weight_decay"),
+        *("name", "model", "preprocessing", "epochs", "batch_size", "micro_batch", "drop_last", "lr", "head_lr"),
+        "weight_decay",
         *("decay_all", "eps", "clip_grad", "label_smoothing", "augmentation", "image_sizes", "ema", "sync_norm", "amp"),
         *("memory_format", "seed", "split", "hold_out", "weights"),
     }
@@ -307,20 +310,17 @@ def one_step(name: str, monkeypatch) -> tuple[list, list]:
         World(CPU),
         "off",
         Watch(),
-        after_step=lambda step, loss: rates.append([group["lr"] for group in state.optimizer.param_groups]),
+        after_step=lambda step, loss: rates.extend({group["lr"] for group in state.optimizer.param_groups}),
     )
     return rates, clipped
 
 
 def test_the_loop_clips_and_sets_the_rate_as_published(monkeypatch):
     rates, clipped = one_step("imagenet_1536_20", monkeypatch)
-    assert rates == [
-        [pytest.approx(0.01 / 60 / 2)] * 2,
-        [pytest.approx(0.01 / 60)] * 2,
-    ]  # both groups; 60 is 2/5 of 150
+    assert rates == pytest.approx([0.01 / 60 / 2, 0.01 / 60])  # 60 epochs are 2/5 of 150; one rate for all parameters
     assert clipped == [((1.0,), {})] * 2  # the norm over all parameters, of order 2
     rates, clipped = one_step("cifar10", monkeypatch)
-    assert rates == [[pytest.approx(0.05 / 10 / 2)], [pytest.approx(0.05 / 10)]]
+    assert rates == pytest.approx([0.05 / 10 / 2, 0.05 / 10])
     assert clipped == []
 
 
