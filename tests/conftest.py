@@ -56,10 +56,9 @@ def picture():
     return draw
 
 
-@pytest.fixture
-def cifar10_folder(tmp_path) -> Path:
+def write_cifar10(parent: Path) -> Path:
     """A folder in CIFAR-10's binary layout: 200 training and 20 test pictures, each class a colour of its own."""
-    folder = tmp_path / "cifar10" / "cifar-10-batches-bin"
+    folder = parent / "cifar10" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (10, 3, 1))
@@ -69,6 +68,12 @@ def cifar10_folder(tmp_path) -> Path:
         records = np.concatenate([labels[:, None].astype(np.uint8), pixels.reshape(len(labels), -1)], axis=1)
         records.tofile(folder / f"{name}.bin")
     return folder.parent
+
+
+@pytest.fixture
+def cifar10_folder(tmp_path) -> Path:
+    """A folder in CIFAR-10's binary layout."""
+    return write_cifar10(tmp_path)
 
 
 @pytest.fixture
