@@ -51,7 +51,9 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
     """The data that the command line (train/run.py) names. Raises DataError and TrainingError before any epoch."""
     if find_layout(run.data) or run.download:
         return open_cifar(run, recipe, world)
-    training, held_out = open_pair(run.data, run.train_split, run.val_split, recipe.hold_out, seed=recipe.seed)
+    training, held_out = open_pair(
+        run.data, run.train_split, run.val_split, recipe.hold_out, seed=recipe.seed, samples=run.samples
+    )
     if recipe.augmentation.ra_n:
         raise TrainingError(
             "--augmentation.ra-n is for CIFAR in memory; for pictures read from disk give --augmentation.ra-n 0, and"

@@ -58,7 +58,9 @@ class Finish:
                 num_classes=recipe.model.num_classes,
             )
         if augmentation.reprob:
-            self.erasing = RandomErasing(augmentation.reprob, mode=augmentation.remode, device=device.type)
+            # The authors' CIFAR script erases with torchvision, whose ranges end a little earlier than timm's.
+            ranges = {"max_area": 0.33, "max_aspect": 3.3} if augmentation.remode == "const" else {}
+            self.erasing = RandomErasing(augmentation.reprob, mode=augmentation.remode, device=device.type, **ranges)
 
     def __call__(self, part: Part, epoch: int, step: int, number: int) -> tuple[Tensor, Tensor]:
         """Float pictures (n, 3, size, size), and labels (n,) or, with mixup, soft targets (n, classes)."""

@@ -76,6 +76,7 @@ def open_pair(
     hold_out: float = 0.1,
     *,
     seed: int = 0,
+    samples: int | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> tuple[Source, Source]:
     """The training set and the held-out set of ``data``, which never overlap and have the same classes.
@@ -83,7 +84,7 @@ def open_pair(
     Where the data has no validation split, ``hold_out`` (a share, above 0 and below 1) of each class is kept from the
     training set: at least one picture of a class that has two or more, chosen by ``seed``. Raises DataError.
     """
-    training = open_source(data, train_split, training=True, seed=seed, classes=classes)
+    training = open_source(data, train_split, training=True, seed=seed, samples=samples, classes=classes)
     if _has_split(data, val_split):
         unnamed = training.streaming or training.classes[0] == "class 0"  # indices alone say little about a split
         held_out = open_source(data, val_split, classes=training.classes if unnamed else classes)
