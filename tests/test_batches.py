@@ -58,9 +58,10 @@ def test_the_published_batch_stays_640_on_any_number_of_gpus():
         assert plan.steps == 2001
         assert plan.size(0) == 640
         assert [part.stop - part.start for part in plan.parts(2000, processes - 1)] == [size] * parts
-    assert "1,281,167 training pictures, 2,001 steps an epoch of 640 = 8 processes x 2 parts of 40" in Plan(
-        1_281_167, 640, 64, True, 8
-    ).describe()
+    assert (
+        "1,281,167 training pictures, 2,001 steps an epoch of 640 = 8 processes x 2 parts of 40"
+        in Plan(1_281_167, 640, 64, True, 8).describe()
+    )
 
 
 def test_plans_that_cannot_be_are_one_line():

@@ -14,6 +14,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from convmixer import Classifier, load_checkpoint
+from convmixer.zoo import load
 from train import run as train_run
 
 # 180 pictures in 23 steps an epoch, about a second long, so that a kill hits the middle of one.
@@ -175,3 +176,30 @@ def test_a_mistyped_field_is_explained(quick, arguments, part):
     assert code == 2
     assert part in err
     assert "Traceback" not in err
+
+
+def test_finetuning_starts_from_the_weights_and_takes_the_datas_own_labels(picture, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "pets"
+    for i in range(12):
+        path = folder / ("my cat", "my dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(40, 50, seed=i).save(path)
+    words = ["run.py", "--recipe", "finetune", "--data", str(folder), "--workers", "0"]
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [*words, *arguments])
+        return train_run.main()
+
+    assert call("--epochs", "1", "--lr", "0", "--hold-out", "0.2", "--out", str(tmp_path / "run")) == 0
+    tuned, shipped = load_checkpoint(tmp_path / "run" / "model.safetensors"), load("convmixer_256_8_cifar10")
+    assert tuned.labels == ("my cat", "my dog")
+    assert tuned.preprocessing == shipped.preprocessing
+    for name, tensor in shipped.state_dict.items():
+        if name.endswith(("weight", "bias")) and not name.startswith("head."):
+            assert torch.equal(tuned.state_dict[name], tensor), name  # the rate was 0
+    assert tuned.state_dict["head.weight"].shape == (2, 256)
+    answers = Classifier(str(tmp_path / "run" / "model.safetensors")).classify(picture())
+    assert {answer.label for answer in answers} == {"my cat", "my dog"}
+    capsys.readouterr()
+    assert call("--model.kernel-size", "7", "--out", str(tmp_path / "other")) == 2
+    assert "leave the fields of --model as they are" in capsys.readouterr().err

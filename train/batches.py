@@ -198,9 +198,7 @@ class SourceBatches:
         self.plan = Plan(len(source), recipe.batch_size, recipe.micro_batch, recipe.drop_last, world.size)
         samples = MapSamples(source, training_transform(recipe), recipe.seed, replace_broken=True)
         self.stretches: list[list[tuple[int, int]]] = []  # of (epoch, index), one a part; filled before each epoch
-        self.loader = read_with_workers(
-            samples, workers, batch_sampler=self.stretches, persistent_workers=workers > 0
-        )
+        self.loader = read_with_workers(samples, workers, batch_sampler=self.stretches, persistent_workers=workers > 0)
 
     def parts(self, epoch: int, first_step: int) -> Iterator[Part]:
         """This process's parts of the epoch in order, from ``first_step`` on."""

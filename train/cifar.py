@@ -43,9 +43,7 @@ class Layout:
     python: str  # folder that torchvision downloads
 
     def here(self, folder: Path) -> bool:
-        return any(
-            (folder / name).exists() for name in (self.train_files[0], self.test_file, self.binary, self.python)
-        )
+        return any((folder / name).exists() for name in (self.train_files[0], self.test_file, self.binary, self.python))
 
 
 LAYOUTS = (
@@ -121,9 +119,7 @@ def _read_binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     records = records.reshape(-1, record)
     labels = records[:, layout.label_bytes - 1].astype(np.int64)
     if labels.max() >= layout.classes:
-        raise DataError(
-            f"{path} has the label {labels.max()}; {layout.title}'s labels are 0 to {layout.classes - 1}"
-        )
+        raise DataError(f"{path} has the label {labels.max()}; {layout.title}'s labels are 0 to {layout.classes - 1}")
     images = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return images.copy(), labels
 

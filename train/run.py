@@ -70,9 +70,7 @@ def parse(argv: list[str]) -> Run:
     weights = first.parse_known_args(argv)[0].weights
     if weights and not {"-h", "--help"} & set(argv):
         start = zoo.load(weights)
-        recipe = dataclasses.replace(
-            recipe, weights=weights, model=start.config, preprocessing=start.preprocessing
-        )
+        recipe = dataclasses.replace(recipe, weights=weights, model=start.config, preprocessing=start.preprocessing)
     command = shlex.join(["python", "train/run.py", *(word for word in argv if word != "--resume")])
     default = Run(recipe=recipe, data=tyro.MISSING, command=command)
     return tyro.cli(Run, prog=f"train/run.py --recipe {chosen.recipe}", args=rest, default=default)

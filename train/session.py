@@ -87,11 +87,10 @@ def resolve(recipe: Recipe, amp: str, memory_format: str) -> dict:
 def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) -> None:
     """Takes over the weights that the recipe starts from; a head for other labels stays as it was initialised."""
     start = zoo.load(recipe.weights)
-    same_head = start.labels == labels
-    tensors = {name: t for name, t in start.state_dict.items() if same_head or not name.startswith("head.")}
-    missing, unexpected = state.network.load_state_dict(tensors, strict=False)
-    if unexpected or (missing and (same_head or set(missing) != {"head.weight", "head.bias"})):
-        raise TrainingError(f"the weights of {recipe.weights} do not fit --model; leave its fields as they are")
+    if dataclasses.replace(start.config, num_classes=recipe.model.num_classes) != recipe.model:
+        raise TrainingError(f"{recipe.weights} is a {start.config}; leave the fields of --model as they are")
+    kept = [name for name in start.state_dict if start.labels == labels or not name.startswith("head.")]
+    state.network.load_state_dict({name: start.state_dict[name] for name in kept}, strict=False)
     if state.ema is not None:
         state.ema.module.load_state_dict(state.network.state_dict())
 
