@@ -232,10 +232,14 @@ def test_gradients_are_clipped_where_the_recipe_says_so():
 
 
 def test_mixed_precision_stays_near_full_precision():
-    states = {amp: new_state(TINY, CPU, amp) for amp in ("off", "bf16")}
+    states = {amp: new_state(TINY, CPU, amp) for amp in ("off", "bf16", "fp16")}
     losses = {amp: train_epoch(state, TINY, batches(1), amp)["loss"] for amp, state in states.items()}
     assert losses["bf16"] != losses["off"]
     assert losses["bf16"] == pytest.approx(losses["off"], rel=0.02)
+    assert losses["fp16"] != losses["off"]
+    assert losses["fp16"] == pytest.approx(losses["off"], rel=0.005)  # three more bits than bfloat16
+    assert states["fp16"].scaler.get_scale() == 2.0**16
+    assert not states["bf16"].scaler.is_enabled()
     assert all(p.dtype == torch.float32 for p in states["bf16"].network.parameters())
     assert loop.choose_amp("fp16", CPU) == "fp16"
     assert loop.choose_amp("auto", CPU) in ("bf16", "off")
