@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,15 +63,35 @@ class Server:
         self.process.stdin.flush()
         return self.process.stdout.readline()
 
-    def start(self, *arguments: object, bombs: list[dict] | None = None, limit: int = 0) -> Run:
+    def start(
+        self,
+        *arguments: object,
+        bombs: list[dict] | None = None,
+        limit: int = 0,
+        script: Path | str = "",
+        env: dict[str, str] | None = None,
+    ) -> Run:
+        """train/run.py, or another ``script``, with bombs in it and a ``limit`` of bytes a file."""
         self.started += 1
         log = self.folder / f"log-{self.started}"
         log.touch()
-        pid = self.ask(log=str(log), arguments=[*map(str, arguments)], bombs=bombs or [], limit=limit)
-        return Run(self, int(pid), log)
+        env = {"BOMBS": json.dumps(bombs or [])} | (env or {})
+        words = [*map(str, arguments)]
+        return Run(self, int(self.ask(log=str(log), arguments=words, limit=limit, script=str(script), env=env)), log)
 
     def run(self, *arguments: object, **options) -> Ended:
         return self.start(*arguments, **options).wait()
+
+    def run_two(self, *arguments: object, **options) -> tuple[Ended, Ended]:
+        """Two processes on one run, which find each other as those that torchrun starts do."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        places = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+        runs = [self.start(*arguments, env=place, **options) for place in places]
+        first, second = (run.wait() for run in runs)
+        return first, second
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -111,14 +132,14 @@ def wait_until_gone(belongs: Callable[[int], bool], seconds: float = 10) -> list
 def torchrun(
     *arguments: object, bombs: list[dict] | None = None, restarts: int = 0, script: Path | str = SABOTEUR
 ) -> Ended:
-    """train/run.py, or another script, as two processes on this machine. Gives what is known once they have ended."""
+    """train/run.py as two processes on this machine, started by torchrun. Gives what is known once they have ended."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--max-restarts", str(restarts), str(script), *map(str, arguments)]
+    command += ["--max-restarts", str(restarts), SABOTEUR, *map(str, arguments)]
     environment = os.environ | ENVIRONMENT | {"BOMBS": json.dumps(bombs or [])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes)
     try:
-        output = process.communicate(timeout=120)[0]
+        output = process.communicate(timeout=200 * (1 + restarts))[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGTERM)  # torchrun hands it on
         raise

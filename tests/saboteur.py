@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN = str(ROOT / "train" / "run.py")
 
 
 def find(path: str) -> tuple[object, str]:
@@ -98,10 +99,10 @@ def serve() -> bool:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            os.environ["BOMBS"] = json.dumps(request["bombs"])
+            os.environ.update(request["env"])
             if request["limit"]:  # of a file's size, in bytes; Python ignores the signal, and gets an OSError
                 resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
-            sys.argv = ["saboteur.py", *request["arguments"]]
+            sys.argv = [request["script"] or RUN, *request["arguments"]]
             return True
         print(child, flush=True)
     return False
@@ -109,5 +110,6 @@ def serve() -> bool:
 
 if __name__ == "__main__" and (sys.argv[1:] != ["--serve"] or serve()):
     plant_mine()
-    sys.argv[0] = str(ROOT / "train" / "run.py")
+    if "--serve" not in sys.orig_argv:
+        sys.argv[0] = RUN
     runpy.run_path(sys.argv[0], run_name="__main__")
