@@ -79,11 +79,11 @@ def assert_same_figures(a, b, names: list[str]) -> None:
 
 
 def assert_near(a, b, atol: float) -> None:
-    """The same weights but for rounding; running statistics of batch norm are looked at through held-out figures."""
+    """The same weights but for rounding. Batch norm's statistics follow one part after another, or their mean."""
     one, other = read(a / "last.pt"), read(b / "last.pt")
     for part in ("network", "ema"):
         for name, tensor in one[part].items():
-            if "running" not in name:
+            if tensor.is_floating_point() and "running" not in name:
                 assert torch.allclose(tensor, other[part][name], atol=atol), (part, name)
 
 
@@ -95,7 +95,7 @@ def test_two_processes_are_one_in_two_parts(server, small, whole, tmp_path):
     ended = server.run(*small, *RANDOM, "--micro-batch", 16, "--out", tmp_path / "one")
     assert ended.code == 0, ended.output
     assert_same_figures(tmp_path / "one", whole, ["train_loss", "train_top1", "lr", "skipped"])
-    assert_near(tmp_path / "one", whole, 1e-4)
+    assert_near(tmp_path / "one", whole, 1e-5)
 
 
 def test_two_processes_with_synchronised_norm_are_one(server, small, tmp_path):

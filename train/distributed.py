@@ -2,6 +2,8 @@
 
 import gc
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +44,35 @@ class World:
         return tensor.tolist()
 
 
+MEETING = 300.0  # seconds that the processes of a start wait for each other, as in PyTorch's stores
+
+
+def own_name(store: dist.Store, rank: int, size: int) -> str:
+    """A name for this start of the processes, the same for all of them and new each time.
+
+    torchrun keeps one store over all its restarts. In it are the addresses of processes that have died, under the names
+    that the new ones would use: some would call the dead. So each process writes a word made just now, and the main one
+    answers all words it finds, those of the dead too, until each living process has said that it got its answer.
+    """
+    word = secrets.token_hex(8)
+    if rank:
+        store.set(f"convmixer/word/{rank}", word)
+        name = store.get(f"convmixer/answer/{word}").decode()  # waits for it
+        store.set(f"convmixer/heard/{name}/{rank}", "")
+        return name
+    missing, start = set(range(1, size)), time.monotonic()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"convmixer/heard/{word}/{other}"]):
+                missing.remove(other)
+            elif store.check([f"convmixer/word/{other}"]):
+                store.set(f"convmixer/answer/{store.get(f'convmixer/word/{other}').decode()}", word)
+        if time.monotonic() - start > MEETING:
+            raise RuntimeError(f"processes {sorted(missing)} did not come")
+        time.sleep(0.02)
+    return word
+
+
 @contextmanager
 def join(device: str | None) -> Iterator[World]:
     """This process's place in the run that torchrun started; one process alone without torchrun.
@@ -59,7 +90,10 @@ def join(device: str | None) -> Iterator[World]:
     chosen = choose_device(device if device != "cuda" else f"cuda:{local}")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(own_name(store, rank, size), store)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield World(chosen, dist.get_rank(), size)
         dist.barrier()  # nobody leaves while another still writes: torchrun would end it
