@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from convmixer.classifier import choose_device
+from train.watch import end_workers
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def join(device: str | None) -> Iterator[World]:
         yield World(chosen, dist.get_rank(), size)
         dist.barrier()  # nobody leaves while another still writes: torchrun would end it
     finally:
+        end_workers()  # or a loader that is collected waits for each of them, five seconds long
         gc.collect()  # DistributedDataParallel holds the group's threads, which must end before the interpreter does
         dist.destroy_process_group()
 
