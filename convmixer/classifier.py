@@ -100,14 +100,28 @@ class Classifier:
         classes = self.config.num_classes
         if index is not None and not 0 <= index < classes:
             raise ValueError(f"index is {index}; {self.name} has the classes 0 to {classes - 1}")
+        picture, features, scores = self._look(image)
+        index = int(scores.argmax()) if index is None else index
+        return self._ranked(scores, top_k), self._heatmap(picture, features, index)
+
+    @torch.inference_mode()
+    def classify_with_heatmaps(self, image, top_k: int = 5) -> tuple[list[Prediction], list[HeatMap]]:
+        """`classify`, and the `heatmap` of each of its classes in the same order, in one pass through the network."""
+        _check_top_k(top_k)
+        picture, features, scores = self._look(image)
+        predictions = self._ranked(scores, top_k)
+        return predictions, [self._heatmap(picture, features, prediction.index) for prediction in predictions]
+
+    def _look(self, image) -> tuple[Image.Image, Tensor, Tensor]:
+        """The decoded picture, its last feature map (dim, h, w), and its scores (classes,) on the CPU."""
         picture = self._load(image)
         features = self.network.forward_features(preprocess(picture, self.preprocessing).to(self.device)[None])
-        scores = self.network.forward_head(features).float().cpu().softmax(dim=1)[0]
-        index = int(scores.argmax()) if index is None else index
+        return picture, features[0], self.network.forward_head(features).float().cpu().softmax(dim=1)[0]
+
+    def _heatmap(self, picture: Image.Image, features: Tensor, index: int) -> HeatMap:
         head = self.network.head
-        values = class_activation_map(features[0], head.weight[index], head.bias[index]).float().cpu().numpy()
-        box = crop_box(picture.size, self.preprocessing)
-        return self._ranked(scores, top_k), HeatMap(self.labels[index], index, values, box, picture)
+        values = class_activation_map(features, head.weight[index], head.bias[index]).float().cpu().numpy()
+        return HeatMap(self.labels[index], index, values, crop_box(picture.size, self.preprocessing), picture)
 
     def _load(self, image) -> Image.Image:
         return load_image(image, target_size=self.preprocessing.resize)

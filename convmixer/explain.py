@@ -8,11 +8,15 @@ and no approximation is involved.
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 # Dark red to pale yellow, so that more evidence is also lighter: readable in grey and without telling red from green.
 _RAMP = ((0, (60, 0, 20)), (64, (140, 10, 20)), (128, (225, 60, 10)), (192, (255, 150, 10)), (255, (255, 245, 150)))
+# Orange for and blue against, the pair that every common kind of colour blindness tells apart.
+_FOR = ((0, (220, 80, 0)), (255, (255, 150, 0)))
+_AGAINST = ((0, (0, 70, 190)), (255, (20, 130, 255)))
+LAYER_SIZE = 256  # pixels of a layer's longer side: several to each patch, so that a browser enlarges it smoothly
 
 
 def class_activation_map(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -54,17 +58,36 @@ class HeatMap:
         """
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}; it must be from 0 to 1")
-        positive = self.values.clip(min=0)
-        strength = positive / positive.max() if positive.max() > 0 else positive
         left, top, right, bottom = self._pixels()
-        # 8-bit images from here on: a large picture would need gigabytes as floats.
-        grid = Image.fromarray(np.uint8(np.rint(255 * strength)))
-        heat = grid.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+        heat = _heat(self.values, self.values.max(), (right - left, bottom - top))
         seen = self.picture.crop((left, top, right, bottom))
         mask = heat.point([round(opacity * value) for value in range(256)])
         result = self.picture.point(lambda value: value // 2)
-        result.paste(Image.composite(_colours(heat), seen, mask), (left, top))
+        result.paste(Image.composite(_colours(heat, _RAMP), seen, mask), (left, top))
         return result
+
+    def layer(self, signed: bool = False) -> Image.Image:
+        """The evidence alone, RGBA, to be laid over ``box`` and enlarged to it; the longer side has LAYER_SIZE pixels.
+
+        Alpha is the strength: greatest at the strongest evidence, 0 where there is none. Laid over the picture with an
+        opacity, it gives what `overlay` gives. signed: evidence for the class is orange and evidence against it blue,
+        both relative to the largest absolute value; otherwise it is only evidence for it, in the colours of `overlay`.
+        """
+        left, top, right, bottom = self._pixels()
+        scale = LAYER_SIZE / max(right - left, bottom - top)
+        size = max(1, round(scale * (right - left))), max(1, round(scale * (bottom - top)))
+        if not signed:
+            heat = _heat(self.values, self.values.max(), size)
+            layer = _colours(heat, _RAMP)
+        else:
+            # Enlarged apart: together, the interpolation would swing below zero, and draw blue rings around orange.
+            largest = abs(self.values).max()
+            positive, negative = _heat(self.values, largest, size), _heat(-self.values, largest, size)
+            heat, sign = ImageChops.difference(positive, negative), ImageChops.subtract(positive, negative)
+            mask = sign.point([0] + 255 * [255])
+            layer = Image.composite(_colours(heat, _FOR), _colours(heat, _AGAINST), mask)
+        layer.putalpha(heat)
+        return layer
 
     def _pixels(self) -> tuple[int, int, int, int]:
         """``box`` in whole pixels, at least one wide and high."""
@@ -73,8 +96,15 @@ class HeatMap:
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _colours(heat: Image.Image) -> Image.Image:
-    """An 8-bit grey image as colours of the ramp."""
-    positions, colours = zip(*_RAMP, strict=True)
+def _heat(values: np.ndarray, largest: float, size: tuple[int, int]) -> Image.Image:
+    """Positive ``values``, relative to ``largest``, at ``size`` (width, height) as an 8-bit grey image."""
+    strength = values.clip(min=0) / (largest if largest > 0 else 1)
+    # 8-bit before it is enlarged: a large picture would need gigabytes as floats.
+    return Image.fromarray(np.uint8(np.rint(255 * strength))).resize(size, Image.Resampling.BICUBIC)
+
+
+def _colours(heat: Image.Image, ramp: tuple) -> Image.Image:
+    """An 8-bit grey image as colours of a ramp."""
+    positions, colours = zip(*ramp, strict=True)
     tables = [np.interp(range(256), positions, channel).astype(np.uint8) for channel in zip(*colours, strict=True)]
     return Image.merge("RGB", [heat.point(table.tolist()) for table in tables])
