@@ -1,0 +1,197 @@
+"""What a network has learnt, as pictures: its filters as contact sheets, and a picture's features stage by stage.
+
+After the figures of patch embeddings and depthwise kernels in Trockman and Kolter, "Patches Are All You Need?",
+https://arxiv.org/abs/2201.09792. The filters are those of the weights alone, in the order of the channels.
+
+A stage is a place in the network where features can be looked at: stage 0 is the stem, stage i the output of block
+i - 1; a network of ``depth`` blocks has the stages 0 to ``depth``. Networks are expected in evaluation mode.
+"""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .model import ConvMixer
+
+SHEET_WIDTH = 1050  # pixels that a sheet's width comes as close to as whole scales allow ...
+WIDEST_TILE = 256  # ... without a tile larger than this
+SHEET_ASPECT = 3 / 2
+GAP = 1 / 24  # of a tile's width
+CONSTANT = 128  # mid grey: a tile without contrast
+ROUNDING = 1e-5  # differences smaller than this part of the values are rounding, and not stretched to full contrast
+# Light enough at zero and dark enough at the ends to read on white and on dark pages, and to the colour-blind.
+ZERO, POSITIVE, NEGATIVE = np.array([(225, 225, 225), (200, 75, 0), (0, 60, 160)])
+
+
+def contact_sheet(
+    tiles: np.ndarray,
+    columns: int | None = None,
+    gap: int | None = None,
+    scale: int | None = None,
+    background: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> Image.Image:
+    """Tiles in rows from the top left, as one RGBA image.
+
+    tiles: uint8 (n, h, w) grey or (n, h, w, 3) RGB. columns: by default so that the sheet is about 3:2 and its last row
+    nearly full. scale: pixels a tile's pixel, by default so that the sheet is about SHEET_WIDTH wide. gap: pixels
+    between tiles. background: of gaps and of empty places; transparent, to read on white and on dark pages.
+
+    Raises ValueError for tiles of another kind, for columns or scale below 1 and for a gap below 0.
+    """
+    if tiles.dtype != np.uint8 or tiles.ndim not in (3, 4) or tiles.shape[3:] not in ((), (3,)) or not tiles.size:
+        raise ValueError(f"tiles are {tiles.dtype} {tiles.shape}; they must be uint8 (n, h, w) or (n, h, w, 3)")
+    for name, value, least in (("columns", columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    count, height, width = tiles.shape[:3]
+    columns = columns or _columns(count, height, width)
+    scale = scale or _scale(columns, width, max(height, width))
+    gap = max(1, int(scale * width * GAP)) if gap is None else gap
+    rows = math.ceil(count / columns)
+    # Every place is a tile with a gap to its right and below; the last ones are cut off.
+    places = np.empty((rows * columns, scale * height + gap, scale * width + gap, 4), np.uint8)
+    places[:] = background
+    pixels = tiles if tiles.ndim == 4 else tiles[..., None]
+    places[:count, : scale * height, : scale * width, :3] = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    places[:count, : scale * height, : scale * width, 3] = 255
+    sheet = places.reshape(rows, columns, *places.shape[1:]).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * places.shape[1], columns * places.shape[2], 4)
+    return Image.fromarray(np.ascontiguousarray(sheet[: len(sheet) - gap, : sheet.shape[1] - gap]))
+
+
+def patch_filters(network: ConvMixer, **layout) -> Image.Image:
+    """The stem's filters, (dim, 3, p, p), in colour: what each channel looks for in a patch.
+
+    Each tile runs from its own least weight to its own greatest, over its three channels together. Filters for other
+    than three channels are grey: their mean over the channels. layout: as in `contact_sheet`.
+    """
+    weight = _array(network.stem[0].weight)
+    tiles = weight.transpose(0, 2, 3, 1) if weight.shape[1] == 3 else weight.mean(1)
+    return contact_sheet(_min_max(tiles), **layout)
+
+
+def depthwise_filters(network: ConvMixer, block: int, **layout) -> Image.Image:
+    """The depthwise filters, (dim, 1, k, k), of block 0 to depth - 1: how each channel is mixed in space.
+
+    Positive weights are orange, negative ones blue and zero is pale grey; each tile is relative to its own largest
+    absolute weight. Unlike grey from minimum to maximum, this shows what a filter adds, subtracts and leaves out.
+    layout: as in `contact_sheet`. Raises ValueError where there is no such block.
+    """
+    _check("block", block, len(network.blocks) - 1)
+    weight = _array(network.blocks[block][0].fn[0].weight)[:, 0]
+    largest = abs(weight).max((1, 2), keepdims=True)
+    relative = (weight / np.where(largest > 0, largest, 1))[..., None]
+    tiles = ZERO + abs(relative) * (np.where(relative > 0, POSITIVE, NEGATIVE) - ZERO)
+    return contact_sheet(np.uint8(np.rint(tiles)), **layout)
+
+
+@torch.inference_mode()
+def feature_maps(network: ConvMixer, x: Tensor, scale: int | None = None) -> list[Image.Image]:
+    """How one picture changes on its way through the network: an RGB image for each stage, the stem first.
+
+    x: the prepared picture, (in_chans, H, W). A position's red, green and blue are the first three principal components
+    of the stage's features over the positions, each from its minimum to its maximum within 2.5 standard deviations. In
+    the stem the first is red, and each is bright where it is strongest; from then on, order and signs are those that
+    correlate most with the stage before. scale: pixels a position, by default up to WIDEST_TILE for the longer side.
+    """
+    images, maps = [], None
+    for features in network.forward_intermediates(_batch(network, x)):
+        before, maps = maps, _principal_maps(_array(features[0]))
+        if before is not None:
+            maps = _aligned(maps, before)
+        spread = 2.5 * maps.std((1, 2), keepdims=True)
+        tile = _min_max(maps.clip(-spread, spread)).transpose(1, 2, 0)
+        each = max(1, WIDEST_TILE // max(tile.shape[:2])) if scale is None else scale
+        images.append(Image.fromarray(tile.repeat(each, axis=0).repeat(each, axis=1)))
+    return images
+
+
+@torch.inference_mode()
+def strongest_channels(network: ConvMixer, x: Tensor, stage: int, count: int = 16, **layout) -> Image.Image:
+    """The ``count`` channels of a stage that vary most over one picture, strongest first; all where there are fewer.
+
+    x: the prepared picture, (in_chans, H, W). The tiles are grey, each from its least value to its greatest.
+    layout: as in `contact_sheet`. Raises ValueError where there is no such stage, and for a count below 1.
+    """
+    _check("stage", stage, len(network.blocks))
+    if count < 1:
+        raise ValueError(f"count is {count}; it must be at least 1")
+    features = _array(network.blocks[:stage](network.stem(_batch(network, x)))[0])
+    order = np.argsort(-features.var((1, 2)), kind="stable")[:count]  # stable: the same order of equals everywhere
+    return contact_sheet(_min_max(features[order]), **layout)
+
+
+def _batch(network: ConvMixer, x: Tensor) -> Tensor:
+    """A batch of one picture, where the network is."""
+    return x[None].to(network.head.weight.device)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """float64, in which no span or square of float32 values overflows."""
+    return tensor.detach().cpu().double().numpy()
+
+
+def _check(name: str, value: int, last: int) -> None:
+    if not 0 <= value <= last:
+        raise ValueError(f"{name} is {value}; this network has 0 to {last}")
+
+
+def _columns(count: int, height: int, width: int) -> int:
+    """How many tiles a row: near SHEET_ASPECT, with few empty places in the last row."""
+
+    def cost(columns: int) -> float:
+        rows = math.ceil(count / columns)
+        aspect = columns * width / (rows * height)
+        return abs(math.log(aspect / SHEET_ASPECT)) + 4 * (1 - count / (rows * columns))
+
+    return min(range(1, count + 1), key=cost)
+
+
+def _scale(columns: int, width: int, longer: int) -> int:
+    return max(1, min(round(SHEET_WIDTH / (columns * width * (1 + GAP))), WIDEST_TILE // longer))
+
+
+def _min_max(tiles: np.ndarray) -> np.ndarray:
+    """Each tile of (n, ...) from its minimum to its maximum as uint8 0 to 255."""
+    flat = tiles.reshape(len(tiles), -1)
+    low, span = flat.min(1, keepdims=True), np.ptp(flat, axis=1, keepdims=True)
+    constant = span <= ROUNDING * abs(flat).max(1, keepdims=True)
+    scaled = np.where(constant, CONSTANT, 255 * (flat - low) / np.where(constant, 1, span))
+    return np.uint8(np.rint(scaled)).reshape(tiles.shape)
+
+
+def _principal_maps(features: np.ndarray) -> np.ndarray:
+    """The first three principal components of features (dim, h, w) over the positions: (3, h, w), strongest first.
+
+    Each is positive where it is strongest, and zero where there are fewer components. By orthogonal iteration (Halko et
+    al., https://arxiv.org/abs/0909.4061), since a full decomposition would take longer than the network: the maps of
+    photographs correlate with the exact ones to six digits.
+    """
+    dim, height, width = features.shape
+    positions = height * width
+    x = features.reshape(dim, positions).T
+    size, x = np.linalg.norm(x), x - x.mean(0)
+    basis = np.random.default_rng(0).standard_normal((positions, min(16, positions)))
+    for _ in range(5):
+        basis, _ = np.linalg.qr(x @ (x.T @ basis))
+    rotation, strengths, _ = np.linalg.svd(basis.T @ x, full_matrices=False)
+    strengths[strengths <= ROUNDING * size] = 0
+    maps = np.zeros((3, positions))
+    found = (basis @ rotation * strengths).T[:3]
+    maps[: len(found)] = found
+    strongest = np.take_along_axis(maps, abs(maps).argmax(1)[:, None], axis=1)
+    return np.where(strongest < 0, -maps, maps).reshape(3, height, width)
+
+
+def _aligned(maps: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """``maps`` (3, h, w) in the order and with the signs that correlate most with those ``before``."""
+    # The maps have mean zero, so that their scalar products over their norms are the correlations.
+    a, b = (m.reshape(3, -1) / np.maximum(np.linalg.norm(m, axis=(1, 2)), 1e-30)[:, None] for m in (before, maps))
+    correlations = a @ b.T
+    order = max(permutations(range(3)), key=lambda order: abs(correlations[range(3), order]).sum())
+    signs = np.where(correlations[range(3), order] < 0, -1, 1)
+    return signs[:, None, None] * maps[list(order)]
