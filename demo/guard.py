@@ -1,0 +1,150 @@
+"""Between a visitor's request and the server's files: nothing but uploads is ever opened, and no other host is called.
+
+Gradio opens what a payload names before the app's function runs, and a raw client can name any file of the server, or
+an address for it to ask. A check in a component's own ``preprocess`` does not last: an event that updates a component
+gives that visitor a new one, without it. So the check stands where every request passes, in the Blocks object.
+"""
+
+import contextlib
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+from gradio.data_classes import ListFiles
+from gradio.utils import get_upload_folder
+from gradio_client.utils import value_is_file
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
+NAME_LENGTH = 100
+REFUSAL = "This file is not among the uploads, or no longer; please choose it again."
+FILE_INPUTS = (gr.Image, gr.File, gr.UploadButton, gr.DownloadButton)
+# What the page and an API client need. Gradio's other routes fetch any web address for any visitor (file=http...), run
+# ffmpeg on a visitor's film, write a file for each link to the page's state, or show what others ask (monitoring).
+OPEN_ROUTES = re.compile(
+    r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.*|/gradio_api/("
+    r"(login_check|reset)/?|info|openapi\.json|app_id|startup-events|theme\.css|upload|upload_progress|cancel|"
+    r"queue/(join|data|status)|heartbeat/[^/]+|(run|api)/[^/]+/?|call/.+|file=(?P<file>.+))"
+)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A visitor's file. The name is one printable line of at most NAME_LENGTH characters; HTML must still escape it."""
+
+    name: str
+    path: Path  # in the upload folder, where gradio may have changed the file's name
+
+
+def guard(blocks: gr.Blocks) -> None:
+    """Let no request to ``blocks`` name anything but an upload; to be called once, when all events are there.
+
+    The components in FILE_INPUTS then give the event's function an Upload, a list of them where they take several, or
+    None where they are empty. In other inputs and in an event's data, too, a dict with a "path" counts as a file. What
+    is no upload ends the event with gr.Error: paths outside, unseen, and addresses (http:, data:), for a client uploads
+    its file first. Raises TypeError if any other component that holds files, such as gr.Gallery, is an input.
+    """
+    for block in (block for event in blocks.fns.values() for block in event.inputs):
+        if not isinstance(block, FILE_INPUTS) and value_is_file(block.api_info()):
+            raise TypeError(f"gr.{type(block).__name__} can hold files; as an input, make it one of {FILE_INPUTS}")
+    preprocess_data, process_api = blocks.preprocess_data, blocks.process_api
+
+    async def guarded_preprocess_data(event, inputs, state, explicit_call=False):
+        for block in event.inputs:
+            if isinstance(block, FILE_INPUTS):
+                own = state[block._id] if state and block._id in state else block  # this visitor's, if it was updated
+                own.preprocess = _to_uploads
+        return await preprocess_data(event, _checked(list(inputs)), state, explicit_call)
+
+    async def guarded_process_api(*arguments, event_data=None, **options):
+        if event_data is not None:
+            event_data._data = _checked(event_data._data)
+        return await process_api(*arguments, event_data=event_data, **options)
+
+    blocks.preprocess_data, blocks.process_api = guarded_preprocess_data, guarded_process_api
+
+
+def launch_options() -> dict:
+    """For Blocks.launch: with them the server shows no file of its own and no traceback, and calls no other host."""
+    closed = dict.fromkeys(("share", "ssr_mode", "run_history", "show_error", "enable_monitoring", "mcp_server"), False)
+    return closed | {"max_file_size": "20mb", "app_kwargs": {"middleware": [Middleware(_with_open_routes)]}}
+
+
+def delete_old_files(folder: str, age: float, keep: Collection[str] = ()) -> None:
+    """Delete what is older than ``age`` seconds in ``folder``: files but those in ``keep``, and empty folders."""
+    for parent, folders, names in os.walk(folder, topdown=False):
+        for path in (os.path.join(parent, name) for name in folders + names):
+            with contextlib.suppress(OSError):  # gone already, or a folder that is not empty
+                found = os.lstat(path)
+                if path not in keep and found.st_ctime < time.time() - age:  # mtime may be that of a copy's original
+                    (os.rmdir if stat.S_ISDIR(found.st_mode) else os.remove)(path)
+
+
+def start_deleting(blocks: gr.Blocks, age: float = 3600, every: float = 60) -> None:
+    """Keep gradio's folder clean, but for the app's examples; another app that shares it loses its files, too."""
+    # Blocks(delete_cache=...) forgets broken uploads, copies by updated components and what an earlier process left.
+    folder = os.path.realpath(get_upload_folder())
+    keep = {os.path.realpath(path) for block in blocks.blocks.values() for path in block.keep_in_cache}
+
+    def run() -> None:
+        while True:
+            time.sleep(every)
+            delete_old_files(folder, age, keep)
+
+    threading.Thread(target=run, name="delete old uploads", daemon=True).start()
+
+
+def _upload_path(path: object) -> str | None:
+    """``path``, if it has the form of an upload's: folder/hash/name. The disk is not asked about it."""
+    with contextlib.suppress(TypeError, ValueError):
+        parent, name = os.path.split(os.path.abspath(path))
+        folder, digest = os.path.split(parent)
+        roots = [form(get_upload_folder()) for form in (os.path.abspath, os.path.realpath)]
+        return os.path.join(parent, name) if name and folder in roots and re.fullmatch("[0-9a-f]{64}", digest) else None
+
+
+def _checked(value: object) -> object:
+    """A payload in which every file is an upload and says nothing more: no address, no stream, no claims about it."""
+    if not isinstance(value, dict):
+        return [*map(_checked, value)] if isinstance(value, list) else value
+    if "path" not in value:
+        return {key: _checked(each) for key, each in value.items()}
+    path = _upload_path(value["path"])
+    with contextlib.suppress(OSError, ValueError):  # no such file, or a name that no file can have
+        if path and stat.S_ISREG(os.lstat(path).st_mode) and not os.path.islink(os.path.dirname(path)):
+            name = _display_name(value.get("orig_name"), os.path.basename(path))
+            return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+    raise gr.Error(REFUSAL, duration=8, print_exception=False)
+
+
+def _display_name(given: object, fallback: str) -> str:
+    name = re.split(r"[/\\]", given)[-1].strip() if isinstance(given, str) else ""
+    name = "".join(character if character.isprintable() else "?" for character in name or fallback)
+    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]  # the end tells the kind of file
+
+
+def _to_uploads(payload) -> Upload | list[Upload] | None:
+    """Stands in for a component's preprocess, which would open the file."""
+    if isinstance(payload, ListFiles):
+        return [*map(_to_uploads, payload)]
+    file = payload and _checked(payload.model_dump())  # again, for an image may come with an address and no path
+    return file and Upload(file["orig_name"], Path(file["path"]))
+
+
+def _with_open_routes(app):
+    """ASGI middleware that knows no routes but OPEN_ROUTES, and no files but those that gradio made."""
+
+    async def answer(scope, receive, send) -> None:
+        route = OPEN_ROUTES.fullmatch(scope.get("path", ""))
+        is_open = (route and (route["file"] is None or _upload_path(route["file"]))) or scope["type"] == "lifespan"
+        if route and route[0] == "/gradio_api/info":  # else all see the address under which the first visitor asked,
+            scope["app"].api_info = None  # and by x-forwarded-host a visitor could have us name any other
+        await (app if is_open else PlainTextResponse("Not Found", 404))(scope, receive, send)
+
+    return answer
