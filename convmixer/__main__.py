@@ -142,10 +142,10 @@ def show(name: str, model: str, predictions: list, as_json: bool) -> None:
 
 
 def percent(score: float) -> str:
-    """A share of 1 as percent with two decimals; what is nearly nothing or nearly all is not rounded to 0 or 100."""
-    if 0 < score < 0.0001:
+    """A softmax score as percent with two decimals. It is never quite 0 or 1, even where float32 rounds it to that."""
+    if score < 0.0001:
         return "<0.01 %"
-    return ">99.99 %" if 0.9999 < score < 1 else f"{100 * score:.2f} %"
+    return ">99.99 %" if score > 0.9999 else f"{100 * score:.2f} %"
 
 
 def run_models(arguments: argparse.Namespace) -> int:

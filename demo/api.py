@@ -1,0 +1,115 @@
+"""For developers: the named API end points, and how to ask them."""
+
+import time
+
+import gradio as gr
+from PIL import Image
+
+from convmixer import Classifier, ImageError
+from demo import render
+from demo.answers import Answers, Picture, Problem, as_json
+from demo.guard import Upload
+
+PLACE = "http://127.0.0.1:7860"  # in the snippets; page.js puts the address of the page there
+PYTHON = f'''# pip install gradio_client
+from gradio_client import Client, handle_file
+
+client = Client("{PLACE}")
+answer = client.predict(handle_file("dog.jpg"), model="auto", top_k=5, api_name="/classify")
+for prediction in answer["predictions"]:
+    print(prediction["label"], prediction["score"])
+
+print(client.predict(handle_file("dog.jpg"), label="dog", api_name="/heatmap"))  # the path of a picture
+print(client.predict(api_name="/models"))'''
+CURL = f"""# Upload the picture, ask, read the answer.
+FILE=$(curl -s {PLACE}/gradio_api/upload -F files=@dog.jpg | cut -d '"' -f 2)
+EVENT=$(curl -s {PLACE}/gradio_api/call/classify -H 'Content-Type: application/json' \\
+    -d '{{"data": [{{"path": "'"$FILE"'"}}, "auto", 5]}}' | cut -d '"' -f 4)
+curl -sN {PLACE}/gradio_api/call/classify/$EVENT"""
+JAVASCRIPT = f'''// npm install @gradio/client
+import {{ Client }} from "@gradio/client";
+
+const client = await Client.connect("{PLACE}");
+const picture = await (await fetch("dog.jpg")).blob();
+const answer = await client.predict("/classify", {{ image: picture, model: "auto", top_k: 5 }});
+console.log(answer.data[0].predictions);'''
+END_POINTS = """<ul class="end-points">
+<li><code>/classify</code> image, model = "auto", top_k = 5: the best classes, with scores from 0 to 1</li>
+<li><code>/heatmap</code> image, model = "auto", label = the best class: the picture with the evidence over it</li>
+<li><code>/models</code> the models on this machine</li></ul>"""
+MAX_TOP_K = 1000
+
+
+def lay_out(answers: Answers, limits: dict) -> None:
+    """The tab, and the end points, whose inputs and outputs are not on the page."""
+    gr.HTML(END_POINTS, elem_id="end-points", apply_default_css=False)
+    snippets = (("Python", "python", PYTHON), ("curl", "shell", CURL), ("JavaScript", "javascript", JAVASCRIPT))
+    for label, language, code in snippets:
+        gr.Code(code, language=language, label=label, interactive=False)
+    with gr.Column(visible=False):
+        image = gr.Image(label="image")
+        model = gr.Textbox("auto", label="model")
+        label = gr.Textbox("", label="label")
+        top_k = gr.Number(5, label="top_k", precision=0)
+        answer, seen, names = gr.JSON(), gr.Image(format="png"), gr.JSON()
+        ask = gr.Button()
+
+    def classify(image, model="auto", top_k=5):
+        """Classify a picture with ConvMixer.
+
+        Args:
+            image: the picture
+            model: a model on this machine, as /models gives them; auto is the default one
+            top_k: how many classes to return, the best first; from 1 on
+        """
+        if not isinstance(top_k, int) or not 1 <= top_k <= MAX_TOP_K:
+            raise failure(f"top_k is {top_k}; it must be a whole number from 1 to {MAX_TOP_K}")
+        classifier, source = opened(image, model)
+        start = time.perf_counter()
+        predictions = read(lambda: classifier.classify(source, top_k))
+        return as_json(name_of(model), predictions, time.perf_counter() - start)
+
+    def heatmap(image, model="auto", label=""):
+        """Show where in a picture ConvMixer sees a class: the picture with the positive evidence laid over it.
+
+        Args:
+            image: the picture
+            model: a model on this machine, as /models gives them; auto is the default one
+            label: the class to look for; the best one if empty
+        """
+        classifier, source = opened(image, model)
+        if label and label not in classifier.labels:
+            raise failure(f"{model} has no class {label!r:.80}; /classify gives the labels that it has")
+        index = classifier.labels.index(label) if label else None
+        return render.shown(read(lambda: classifier.heatmap(source, index)).overlay())
+
+    def models():
+        """The models on this machine, the default one first."""
+        return answers.models.names()
+
+    def name_of(model: str) -> str:
+        return answers.models.default if model == "auto" else model
+
+    def opened(image: Upload | None, model: str) -> tuple[Classifier, bytes | Image.Image]:
+        if image is None:
+            raise failure("there is no image; upload one first")
+        try:
+            return answers.classifier(model), answers.source(Picture(image.name, image.path))
+        except Problem as problem:
+            raise failure(str(problem)) from problem
+
+    ask.click(classify, [image, model, top_k], answer, api_name="classify", **limits)
+    ask.click(heatmap, [image, model, label], seen, api_name="heatmap", **limits)
+    ask.click(models, None, names, api_name="models", queue=False)
+
+
+def read(action):
+    """What ``action`` gives; a picture that cannot be read becomes one sentence for the client."""
+    try:
+        return action()
+    except ImageError as error:
+        raise failure(str(error)) from error
+
+
+def failure(message: str) -> gr.Error:
+    return gr.Error(message, print_exception=False)

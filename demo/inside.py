@@ -1,0 +1,55 @@
+"""Look inside: a network's filters, and what becomes of a picture on its way through the blocks."""
+
+from convmixer import Classifier, ImageError, sheets
+from demo import render
+from demo.answers import Answers, Picture, Problem, about_picture
+from demo.models import Own
+
+VIEWS = BLOCKS, PATCHES, DEPTHWISE = "Block by block", "Patch filters", "Depthwise filters"
+
+
+def look(answers: Answers, picture: Picture, model: str, own: Own | None, view: str, block: int) -> str:
+    """One of VIEWS of a model as HTML; block: 1 to the network's depth. Raises Problem."""
+    classifier = answers.classifier(model, own)
+    if view == PATCHES:
+        return patches(classifier)
+    if view == DEPTHWISE:
+        return depthwise(classifier, block)
+    try:
+        return blocks(classifier, answers.source(picture), block)
+    except ImageError as error:
+        raise Problem(about_picture(picture.name, error)) from error
+
+
+def patches(classifier: Classifier) -> str:
+    side, dim = classifier.config.patch_size, classifier.config.dim
+    caption = (
+        f"The first layer cuts the picture into patches of {side} × {side} pixels and compares each with these {dim:,} "
+        "filters."
+    )
+    return render.sheet(sheets.patch_filters(classifier.network), f"{dim:,} patch-embedding filters", caption)
+
+
+def depthwise(classifier: Classifier, block: int) -> str:
+    side, dim = classifier.config.kernel_size, classifier.config.dim
+    caption = (
+        f"In block {block} each of the {dim:,} channels has one filter of {side} × {side} patches, which mixes what it "
+        "found across the picture: orange adds, blue takes away."
+    )
+    alt = f"{dim:,} depthwise filters of block {block}"
+    return render.sheet(sheets.depthwise_filters(classifier.network, block - 1), alt, caption)
+
+
+def blocks(classifier: Classifier, source, block: int) -> str:
+    """The picture's features after the first layer and each block, and the strongest channels of one block."""
+    x = classifier.prepare(source)
+    names = ["patches", *(f"block {number}" for number in range(1, classifier.config.depth + 1))]
+    maps = render.row_of_pictures(
+        sheets.feature_maps(classifier.network, x),
+        names,
+        "Where two places have the same colour, the network has found the same there. "
+        "(Red, green and blue are the first three principal components of the features.)",
+    )
+    strongest = sheets.strongest_channels(classifier.network, x, block, columns=8)
+    alt = f"The 16 strongest channels after block {block}"
+    return maps + render.sheet(strongest, alt, f"The 16 channels that vary most over your picture after block {block}.")

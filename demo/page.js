@@ -1,0 +1,79 @@
+// What the page does without its server. Gradio calls this once, when the page has loaded.
+() => {
+    const root = document.documentElement;
+
+    // A bar shows the heat map of its class over the picture of the same view; pressed again, the plain picture.
+    document.addEventListener("click", (event) => {
+        const bar = event.target.closest(".bar");
+        if (!bar) return;
+        const { view, index } = bar.dataset;
+        const on = bar.getAttribute("aria-pressed") !== "true";
+        for (const other of document.querySelectorAll(`.bar[data-view="${view}"]`))
+            other.setAttribute("aria-pressed", on && other === bar);
+        for (const layer of document.querySelectorAll(`.stage[data-view="${view}"] .layer`))
+            layer.classList.toggle("on", on && layer.dataset.index === index);
+    });
+
+    document.addEventListener("input", (event) => {
+        if (event.target.id === "opacity") root.style.setProperty("--heat", event.target.value / 100);
+        if (event.target.name === "kind") root.dataset.kind = event.target.value;
+    });
+
+    // The layout follows the tab, however it was chosen.
+    const follow = () => {
+        const tab = document.querySelector('#tabs [role="tab"][aria-selected="true"]');
+        if (tab) root.dataset.tab = tab.textContent.trim();
+    };
+    new MutationObserver(follow).observe(document.querySelector("#tabs"), {
+        subtree: true, childList: true, attributeFilter: ["aria-selected"],
+    });
+    follow();
+
+    // A picture can be chosen, pasted anywhere, or dropped anywhere while its field is in view. Whatever it is goes to the
+    // server, which says best why it cannot read something: Gradio would turn away what does not call itself an image.
+    const given = new WeakSet();
+    const give = (files) => {
+        const field = document.querySelector("#source");
+        if (!files?.length || !field?.offsetParent) return false;
+        if (!field.querySelector('input[type="file"]')) field.querySelector('[aria-label="Upload file"]').click(); // the camera is on
+        requestAnimationFrame(() => {
+            const [file] = files;
+            const type = file.type.startsWith("image/") ? file.type : "image/unknown";
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([file], file.name, { type }));
+            const input = field.querySelector('input[type="file"]');
+            input.files = transfer.files;
+            const event = new Event("change", { bubbles: true });
+            given.add(event);
+            input.dispatchEvent(event);
+        });
+        return true;
+    };
+    document.addEventListener("change", (event) => {
+        if (given.has(event) || !event.target.matches('#source input[type="file"]')) return;
+        event.stopImmediatePropagation();
+        give([...event.target.files]);
+    }, true);
+    document.addEventListener("paste", (event) => {
+        if (give(event.clipboardData?.files)) event.preventDefault();
+    });
+    const isElsewhere = (event) => event.target.closest?.("#files, #folder, #checkpoint");
+    document.addEventListener("dragover", (event) => {
+        root.classList.add("dropping");
+        if (!isElsewhere(event)) event.preventDefault();
+    });
+    document.addEventListener("dragleave", (event) => {
+        if (!event.relatedTarget) root.classList.remove("dropping");
+    });
+    document.addEventListener("drop", (event) => {
+        root.classList.remove("dropping");
+        if (isElsewhere(event)) return;
+        event.preventDefault(); // the browser would leave the page for the picture
+        event.stopPropagation();
+        give([...event.dataTransfer.files]);
+    }, true);
+
+    // The developers' snippets get the address of this page.
+    const place = location.href.replace(/[?#].*$/, "").replace(/\/$/, "");
+    root.dataset.place = place;
+}

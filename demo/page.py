@@ -1,0 +1,103 @@
+"""The page: which control asks for what.
+
+Everything in the tabs Answer, Compare and Look inside hangs on one picture and the chosen models, so all their controls
+end in one function, `update`, which answers for what is in view. Bars, heat maps and the opacity slider ask nobody:
+page.js moves them.
+"""
+
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from demo import inside, picking, render
+from demo.answers import Answers, Picture, Problem
+from demo.guard import guard
+from demo.layout import COMPARE, INSIDE, lay_out
+from demo.models import Models
+
+HERE = Path(__file__).parent
+THEME = gr.themes.Default(
+    primary_hue="orange",
+    neutral_hue="slate",
+    font=(gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"),
+    font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "monospace"),
+)
+LOOKS = {  # for Blocks.launch
+    "theme": THEME,
+    # Not as "css", which Gradio rewrites: it would put a selector of its own before each of these.
+    "head": f"<style>{(HERE / 'page.css').read_text(encoding='utf-8')}</style>",
+    "js": (HERE / "page.js").read_text(encoding="utf-8"),
+    "footer_links": ["api"],
+}
+PRIVATE = {"api_visibility": "private"}
+# The network uses all cores, so there is one at a time; what takes long waits in a line of its own.
+NETWORK = {"concurrency_id": "network", "concurrency_limit": 1}
+SLOW = {"concurrency_id": "slow", "concurrency_limit": 2}
+
+
+def build(models: Models, examples: dict[str, Image.Image]) -> gr.Blocks:
+    """The app, to be launched with LOOKS. examples: pictures by name, the first of which it opens with."""
+    answers = Answers(models, examples)
+    with gr.Blocks(title="ConvMixer", analytics_enabled=False) as page:
+        ui = lay_out(models, answers, Picture(next(iter(examples))), SLOW, NETWORK)
+        connect(page, ui, answers)
+    guard(page)
+    return page
+
+
+def connect(page: gr.Blocks, ui, answers: Answers) -> None:
+    """The events of the page but for those of the tabs Batch and API, which connect their own."""
+    in_view = [ui.problem, ui.picture, ui.stage, ui.bars, ui.json, ui.side_a, ui.side_b, ui.looked, ui.block]
+    pickers = [ui.model, ui.model_a, ui.model_b]
+    chosen = [ui.own, ui.tab, *pickers, ui.look, ui.block]
+
+    def update(picture: Picture, own, tab, model, model_a, model_b, look, block) -> dict:
+        """What is in view, for this picture and the models that are chosen. A problem leaves it as it was."""
+        try:
+            stage, bars, answer = answers.view("main", picture, model, own)
+            shown = {ui.problem: "", ui.picture: picture, ui.stage: stage, ui.bars: bars, ui.json: answer}
+            if tab == COMPARE:
+                shown[ui.side_a] = answers.side("a", picture, model_a, own)
+                shown[ui.side_b] = answers.side("b", picture, model_b, own)
+            if tab == INSIDE:
+                depth = answers.classifier(model, own).config.depth
+                block = min(block, depth)
+                shown[ui.looked] = inside.look(answers, picture, model, own, look, block)
+                shown[ui.block] = gr.update(maximum=depth, value=block, visible=look != inside.PATCHES)
+            return shown
+        except Problem as problem:
+            return {ui.problem: render.problem(str(problem))}
+
+    def update_upload(upload, *others) -> dict:
+        """The upload becomes the picture, and its field is free for the next one."""
+        if upload is None:
+            return {ui.problem: gr.skip()}
+        return update(Picture(upload.name, upload.path), *others) | {ui.source: None}
+
+    def update_example(event: gr.EventData, *others) -> dict:
+        return update(Picture(event.name), *others)
+
+    def update_after(problem: str, *others) -> dict:
+        """Unless there was a problem, which has to stay in view."""
+        return {ui.problem: gr.skip()} if problem else update(*others)
+
+    quick = NETWORK | PRIVATE
+    quick |= {"show_progress": "minimal", "show_progress_on": [ui.bars, ui.side_a, ui.side_b, ui.looked]}
+    ui.source.input(update_upload, [ui.source, *chosen], [*in_view, ui.source], **quick)
+    ui.examples.choose(update_example, chosen, in_view, **quick)
+    for control in (*pickers, ui.look):
+        control.input(update, [ui.picture, *chosen], in_view, **quick)
+    ui.block.release(update, [ui.picture, *chosen], in_view, **quick)
+    for tab in (ui.answer_tab, ui.compare_tab, ui.inside_tab):
+        turned = tab.select(lambda name=tab.label: name, None, ui.tab, queue=False, **PRIVATE)
+        turned.then(update, [ui.picture, *chosen], in_view, **quick)
+
+    picked = [ui.problem, ui.own, *pickers, ui.missing]
+    offer, fetch, use_own = picking.handlers(answers.models, picked)
+    page.load(offer, ui.own, [*pickers, ui.missing], show_progress="hidden", **PRIVATE)
+    slow = SLOW | PRIVATE | {"show_progress_on": [ui.missing]}
+    fetched = ui.missing.choose(fetch, ui.own, picked, **slow)
+    added = ui.checkpoint.upload(use_own, ui.checkpoint, picked, **slow)
+    for event in (fetched, added):
+        event.then(update_after, [ui.problem, ui.picture, *chosen], in_view, **quick)

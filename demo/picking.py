@@ -1,0 +1,58 @@
+"""Choosing a model, and getting more of them."""
+
+import gradio as gr
+
+from convmixer import CheckpointError, ModelError
+from convmixer.download import DownloadError
+from demo import render
+from demo.models import Models, Own
+
+
+def choices(models: Models, own: Own | None = None) -> list[tuple[str, str]]:
+    """What a picker offers: a line about each model that is here, and its name."""
+    offered = [(models.describe(name), name) for name in models.names()]
+    return [*offered, (own.name, own.name)] if own else offered
+
+
+def picker(models: Models, label: str, elem_id: str, position: int = 0) -> gr.Dropdown:
+    """A list of the models that are here, with the one at ``position`` chosen, or the last one."""
+    offered = choices(models)
+    value = offered[min(position, len(offered) - 1)][1]
+    return gr.Dropdown(offered, value=value, label=label, filterable=False, container=False, elem_id=elem_id)
+
+
+def handlers(models: Models, components: list):
+    """Three event functions. components: where problems go, the own checkpoint, three pickers, the missing models."""
+    problem, own, model, model_a, model_b, missing = components
+
+    def offer(own_now: Own | None) -> list:
+        """The pickers and the missing models as they are now: others may have fetched some."""
+        return [gr.update(choices=choices(models, own_now))] * 3 + [render.missing(models.missing())]
+
+    def chosen(name: str, own_now: Own | None) -> dict:
+        """Choose a model that has just come: it answers, and is what the other is compared with."""
+        fresh = dict(zip((model, model_a, model_b, missing), offer(own_now), strict=True))
+        update = gr.update(choices=choices(models, own_now), value=name)
+        return fresh | {model: update, model_b: update, problem: ""}
+
+    def fetch(event: gr.EventData, own_now: Own | None, progress=gr.Progress()):  # noqa: B008
+        """Download the model whose button was pressed."""
+
+        def report(done: int, total: int | None) -> None:
+            amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
+            progress(done / total if total else None, desc=f"{event.name}: {amount}")
+
+        try:
+            models.download(event.name, report)
+        except (ModelError, DownloadError) as trouble:
+            return {problem: render.problem(str(trouble))}
+        return chosen(event.name, own_now)
+
+    def use_own(upload):
+        try:
+            own_now = models.add_own(upload.path, upload.name)
+        except CheckpointError as trouble:
+            return {problem: render.problem(str(trouble))}
+        return chosen(own_now.name, own_now) | {own: own_now}
+
+    return offer, fetch, use_own
