@@ -34,8 +34,10 @@ class Answers:
         self.examples = examples
 
     def source(self, picture: Picture) -> bytes | Image.Image:
-        """What the classifier reads. Raises Problem when an upload is no longer there."""
+        """What the classifier reads. Raises Problem when it is not, or no longer, there."""
         if picture.path is None:
+            if picture.name not in self.examples:
+                raise Problem("there is no such example; choose one of those on the page")
             return self.examples[picture.name]
         try:
             return picture.path.read_bytes()  # and not the path, which would stand in the error messages

@@ -10,7 +10,11 @@ from demo import render
 from demo.answers import Answers, Picture, Problem, as_json
 from demo.guard import Upload
 
-PLACE = "http://127.0.0.1:7860"  # in the snippets; page.js puts the address of the page there
+PLACE = "http://127.0.0.1:7860"  # in the snippets, until the browser puts the page's own address there
+TO_PLACE = f"""(...codes) => {{
+    const place = (location.origin + location.pathname).replace(/\\/$/, "");
+    return codes.map(code => code.replaceAll("{PLACE}", place));
+}}"""
 PYTHON = f'''# pip install gradio_client
 from gradio_client import Client, handle_file
 
@@ -40,12 +44,12 @@ END_POINTS = """<ul class="end-points">
 MAX_TOP_K = 1000
 
 
-def lay_out(answers: Answers, limits: dict) -> None:
+def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
     """The tab, and the end points, whose inputs and outputs are not on the page."""
     gr.HTML(END_POINTS, elem_id="end-points", apply_default_css=False)
     snippets = (("Python", "python", PYTHON), ("curl", "shell", CURL), ("JavaScript", "javascript", JAVASCRIPT))
-    for label, language, code in snippets:
-        gr.Code(code, language=language, label=label, interactive=False)
+    codes = [gr.Code(code, language=kind, label=label, interactive=False) for label, kind, code in snippets]
+    page.load(None, codes, codes, js=TO_PLACE, api_visibility="private")
     with gr.Column(visible=False):
         image = gr.Image(label="image")
         model = gr.Textbox("auto", label="model")

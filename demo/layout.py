@@ -18,6 +18,7 @@ CONTROLS = """<div class="controls">
 <p class="legend" data-kind="for">Positive evidence only: the lighter, the stronger.</p>
 <p class="legend" data-kind="signed">Signed evidence: orange is for the class, blue against it.</p></div>"""
 MORE = "More models to compare, and a place for a checkpoint of your own, are under Answer, More models."
+OWN = "A model.safetensors or .pth.tar of up to 20 MB. For a larger one start this demo with --model FILE."
 # A press on a button with data-name becomes the event "choose" of its component, with that name.
 CHOOSE = """element.addEventListener('click', event => {
     const button = event.target.closest('button[data-name]');
@@ -31,8 +32,9 @@ def html(value: str, elem_id: str, **options) -> gr.HTML:
     return gr.HTML(value, elem_id=elem_id, apply_default_css=False, **options)
 
 
-def lay_out(models: Models, answers: Answers, opening: Picture, slow: dict, network: dict) -> SimpleNamespace:
+def lay_out(page: gr.Blocks, answers: Answers, opening: Picture, slow: dict, network: dict) -> SimpleNamespace:
     """The components, by name, of a page that opens with ``opening`` answered. slow, network: limits of events."""
+    models = answers.models
     stage, bars, answer = answers.view("main", opening, models.default)
     ui = SimpleNamespace(picture=gr.State(opening), own=gr.State(None), tab=gr.State("Answer"))
     with gr.Row(elem_id="top"):
@@ -64,7 +66,7 @@ def lay_out(models: Models, answers: Answers, opening: Picture, slow: dict, netw
                 with gr.Tab("Batch", elem_id="tab-batch"):
                     many.lay_out(answers, ui, slow)
                 with gr.Tab("API", elem_id="tab-api"):
-                    api.lay_out(answers, network)
+                    api.lay_out(page, answers, network)
     return ui
 
 
@@ -73,7 +75,8 @@ def answer_details(ui: SimpleNamespace, models: Models, answer: dict) -> None:
         ui.json = gr.JSON(answer, show_label=False, elem_id="json")
     with gr.Accordion("More models", open=False, elem_id="more"):
         ui.missing = html(render.missing(models.missing()), "missing", js_on_load=CHOOSE)
-        ui.checkpoint = gr.UploadButton("Use a checkpoint of your own", size="sm", elem_id="checkpoint")
+        ui.checkpoint = gr.UploadButton("Use a checkpoint of your own", size="md", elem_id="checkpoint")
+        html(render.note(OWN), "about-checkpoint")
 
 
 def comparison(ui: SimpleNamespace, models: Models) -> None:

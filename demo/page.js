@@ -72,8 +72,4 @@
         event.stopPropagation();
         give([...event.dataTransfer.files]);
     }, true);
-
-    // The developers' snippets get the address of this page.
-    const place = location.href.replace(/[?#].*$/, "").replace(/\/$/, "");
-    root.dataset.place = place;
 }

@@ -40,7 +40,7 @@ def build(models: Models, examples: dict[str, Image.Image]) -> gr.Blocks:
     """The app, to be launched with LOOKS. examples: pictures by name, the first of which it opens with."""
     answers = Answers(models, examples)
     with gr.Blocks(title="ConvMixer", analytics_enabled=False) as page:
-        ui = lay_out(models, answers, Picture(next(iter(examples))), SLOW, NETWORK)
+        ui = lay_out(page, answers, Picture(next(iter(examples))), SLOW, NETWORK)
         connect(page, ui, answers)
     guard(page)
     return page
@@ -84,7 +84,8 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
 
     quick = NETWORK | PRIVATE
     quick |= {"show_progress": "minimal", "show_progress_on": [ui.bars, ui.side_a, ui.side_b, ui.looked]}
-    ui.source.input(update_upload, [ui.source, *chosen], [*in_view, ui.source], **quick)
+    # Each time: the camera and the clipboard first report that the field is empty, and then, meanwhile, a picture.
+    ui.source.input(update_upload, [ui.source, *chosen], [*in_view, ui.source], trigger_mode="multiple", **quick)
     ui.examples.choose(update_example, chosen, in_view, **quick)
     for control in (*pickers, ui.look):
         control.input(update, [ui.picture, *chosen], in_view, **quick)
