@@ -7,7 +7,7 @@ from PIL import Image
 
 from convmixer import Classifier, ImageError
 from demo import render
-from demo.answers import Answers, Picture, Problem, as_json
+from demo.answers import Answers, Picture, Problem, about_picture, as_json
 from demo.guard import Upload
 
 PLACE = "http://127.0.0.1:7860"  # in the snippets, until the browser puts the page's own address there
@@ -70,7 +70,7 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
             raise failure(f"top_k is {top_k}; it must be a whole number from 1 to {MAX_TOP_K}")
         classifier, source = opened(image, model)
         start = time.perf_counter()
-        predictions = read(lambda: classifier.classify(source, top_k))
+        predictions = read(image, lambda: classifier.classify(source, top_k))
         return as_json(name_of(model), predictions, time.perf_counter() - start)
 
     def heatmap(image, model="auto", label=""):
@@ -85,7 +85,7 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
         if label and label not in classifier.labels:
             raise failure(f"{model} has no class {label!r:.80}; /classify gives the labels that it has")
         index = classifier.labels.index(label) if label else None
-        return render.shown(read(lambda: classifier.heatmap(source, index)).overlay())
+        return render.shown(read(image, lambda: classifier.heatmap(source, index)).overlay())
 
     def models():
         """The models on this machine, the default one first."""
@@ -107,12 +107,12 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
     ask.click(models, None, names, api_name="models", queue=False)
 
 
-def read(action):
-    """What ``action`` gives; a picture that cannot be read becomes one sentence for the client."""
+def read(image: Upload, action):
+    """What ``action`` gives; an image that cannot be read becomes one sentence for the client."""
     try:
         return action()
     except ImageError as error:
-        raise failure(str(error)) from error
+        raise failure(about_picture(image.name, error)) from error
 
 
 def failure(message: str) -> gr.Error:
