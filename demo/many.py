@@ -23,6 +23,8 @@ SLICE = 16  # read before the network runs
 COLUMNS = ["picture", "answer", "score", "second", "second_score", "problem"]
 HEADERS = ["Picture", "Answer", "Score", "Second", "Score", "Problem"]
 
+HINT = f"Up to {LIMIT} pictures at a time. One that cannot be read is named, and the others are answered."
+
 
 def lay_out(answers: Answers, ui: SimpleNamespace, limits: dict) -> None:
     """The tab's components and events. Of the page it needs the model, the own checkpoint and the problem."""
@@ -30,7 +32,7 @@ def lay_out(answers: Answers, ui: SimpleNamespace, limits: dict) -> None:
     with gr.Row():
         folder = gr.UploadButton("Choose a folder", file_count="directory", elem_id="folder")
         download = gr.DownloadButton("Download as CSV", interactive=False, elem_id="csv")
-    result = gr.HTML("", elem_id="batch", apply_default_css=False)
+    result = gr.HTML(render.note(HINT), elem_id="batch", apply_default_css=False)
 
     def run(uploads: list[Upload] | None, model: str, own, progress=gr.Progress()):  # noqa: B008
         if not uploads:

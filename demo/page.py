@@ -38,9 +38,10 @@ SLOW = {"concurrency_id": "slow", "concurrency_limit": 2}
 
 def build(models: Models, examples: dict[str, Image.Image]) -> gr.Blocks:
     """The app, to be launched with LOOKS. examples: pictures by name, the first of which it opens with."""
-    answers = Answers(models, examples)
+    answers, opening = Answers(models, examples), Picture(next(iter(examples)))
+    answers.view("main", opening, models.default)  # the first run of a network is slow, and the page shows its time
     with gr.Blocks(title="ConvMixer", analytics_enabled=False) as page:
-        ui = lay_out(page, answers, Picture(next(iter(examples))), SLOW, NETWORK)
+        ui = lay_out(page, answers, opening, SLOW, NETWORK)
         connect(page, ui, answers)
     guard(page)
     return page
@@ -92,7 +93,8 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     ui.block.release(update, [ui.picture, *chosen], in_view, **quick)
     for tab in (ui.answer_tab, ui.compare_tab, ui.inside_tab):
         turned = tab.select(lambda name=tab.label: name, None, ui.tab, queue=False, **PRIVATE)
-        turned.then(update, [ui.picture, *chosen], in_view, **quick)
+        if tab is not ui.answer_tab:  # which is always kept up to date
+            turned.then(update, [ui.picture, *chosen], in_view, **quick)
 
     picked = [ui.problem, ui.own, *pickers, ui.missing]
     offer, fetch, use_own = picking.handlers(answers.models, picked)
