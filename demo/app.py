@@ -2,19 +2,47 @@
 
     python demo/app.py [--model NAME|FILE ...] [--host 0.0.0.0] [--port 7860] [--share] [--mcp]
 
-Uploads are deleted after an hour, no other host is asked anything (but for the weights of a model that a visitor asks
-for, and with --share), and no file of the server is opened, whatever a request says: see demo/guard.py.
+Uploads are deleted after an hour and when the demo ends, no other host is asked anything (but for the weights of a
+model that a visitor asks for, and with --share), and no file of the server is opened, whatever a request says: see
+demo/guard.py.
 """
 
 import argparse
+import contextlib
+import errno
+import importlib.util
+import io
 import os
+import shutil
+import signal
+import socket
 import sys
+import tempfile
+import time
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `demo` and `convmixer` are found
+from typing import NoReturn
 
 PROGRAM = "demo/app.py"
+FIRST_PORT, PORTS = 7860, 100  # where a free one is looked for
 QUEUE = 100  # requests that may wait; further ones are told to come back
+WRONG = 2  # exit code
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        # The folder that Gradio takes otherwise is one for all users and apps of the machine, and is never emptied.
+        with tempfile.TemporaryDirectory(prefix="convmixer-demo-", ignore_cleanup_errors=True) as uploads:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: end(uploads))
+            start(parse(argv), uploads)
+            while True:
+                time.sleep(3600)
+    except ImportError as error:
+        problem = f"{error}; install what is missing with: pip install -r requirements-demo.txt"
+    except (ValueError, RuntimeError, OSError) as error:
+        problem = " ".join(str(error).split())
+    print(f"{PROGRAM}: {problem}", file=sys.stderr)
+    return WRONG
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -23,20 +51,91 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description="Serve the demo page and its API.")
     add = parser.add_argument
     add("--model", nargs="+", default=[], metavar="NAME|FILE", help="models to offer, the default one first; or auto")
-    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    host = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     add("--host", default=host, help="default: 127.0.0.1; 0.0.0.0 also serves other machines")
-    free = "default: the first free one from 7860"
-    add("--port", type=port, default=os.environ.get("GRADIO_SERVER_PORT"), help=free)
+    add("--port", type=port, help=f"default: the first free one from {FIRST_PORT}")
     add("--share", action="store_true", help="also under a public address, through Gradio's servers")
     add("--mcp", action="store_true", help="the API as tools for language models, too; needs gradio[mcp]")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.port is None and (value := os.environ.get("GRADIO_SERVER_PORT")):
+        try:
+            arguments.port = port(value)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"GRADIO_SERVER_PORT: {error}")
+    return arguments
 
 
 def port(text: str) -> int:
     value = int(text) if text.isascii() and text.isdigit() else 0
     if not 1 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r:.50} is not a port; give a number from 1 to 65535")
     return value
+
+
+def start(arguments: argparse.Namespace, uploads: str) -> None:
+    """Serve, in threads of its own, and say where. Raises ImportError, or another error with a line for the user."""
+    if arguments.mcp and importlib.util.find_spec("mcp") is None:
+        raise RuntimeError("--mcp needs another package; install it with: pip install 'gradio[mcp]'")
+    find_place(arguments.host, arguments.port)  # what is wrong here shows before anything is loaded
+    from demo.models import Models
+
+    models = Models(arguments.model)
+    address, number = find_place(arguments.host, arguments.port)
+    prepare_environment(address, uploads)
+    from demo.guard import launch_options, start_deleting
+    from demo.page import LOOKS, build
+
+    page = build(models, examples())
+    page.queue(max_size=QUEUE)
+    start_deleting(page)
+    options = launch_options(mcp=arguments.mcp) | LOOKS | {"prevent_thread_lock": True, "quiet": True}
+    address, number = find_place(arguments.host, arguments.port)  # again, as others have started meanwhile
+    with contextlib.redirect_stdout(io.StringIO()):  # Gradio is not that quiet
+        page.launch(**options, server_name=address, server_port=number)
+    if arguments.mcp and not page.mcp_server:
+        raise RuntimeError(f"--mcp does not work with the packages installed here ({page.mcp_error})")
+    here = f"http://{address.replace('0.0.0.0', '127.0.0.1').replace('[::]', '[::1]')}:{number}"
+    everywhere = " and at this machine's other addresses" if address in ("0.0.0.0", "[::]") else ""
+    print(f"The demo is at {here}{everywhere} (Ctrl-C ends it)", flush=True)
+    if arguments.mcp:
+        print(f"Its tools for language models (MCP) are at {here}/gradio_api/mcp/", flush=True)
+    if arguments.share:
+        share(page)
+
+
+def find_place(host: str, number: int | None) -> tuple[str, int]:
+    """The address of ``host`` for Gradio, and the port, or the first free one. Raises OSError with a line for the user.
+
+    Gradio takes 5 seconds to find that a port cannot be had, and does not say why.
+    """
+    try:
+        found = socket.getaddrinfo(host, number or FIRST_PORT, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"there is no host {host!r:.80}; give an address of this machine with --host") from error
+    family, *_, place = min(found)  # IPv4 before IPv6
+    for each in [number] if number else range(FIRST_PORT, FIRST_PORT + PORTS):
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+                probe.bind((place[0], each, *place[2:]))
+            return (place[0] if family == socket.AF_INET else f"[{place[0]}]"), each
+        except OSError as error:
+            if number or error.errno != errno.EADDRINUSE:
+                text = f"port {each} of {host} cannot be used ({error.strerror}); choose another --port or --host"
+                raise OSError(text) from error
+    raise OSError(f"the ports from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are in use; choose another with --port")
+
+
+def prepare_environment(address: str, uploads: str) -> None:
+    """What Gradio reads when it is imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+    # It first binds a port of this address, by IPv4, and has no good line for a variable that is wrong.
+    os.environ["GRADIO_SERVER_NAME"] = "127.0.0.1" if "[" in address else address
+    os.environ.pop("GRADIO_SERVER_PORT", None)
+    # It asks its own server whether it is there, which no proxy could tell.
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join(filter(None, [others, "localhost", address.strip("[]")]))
 
 
 def examples() -> dict:
@@ -51,24 +150,31 @@ def examples() -> dict:
     return {"bird": drawn.pop("bird")} | drawn | photographs
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-    try:
-        from demo.guard import launch_options, start_deleting
-        from demo.models import Models
-        from demo.page import LOOKS, build
+def share(page) -> None:
+    """A public address through Gradio's servers, whose program it fetches at first; without one the demo goes on."""
+    from gradio.networking import setup_tunnel
 
-        page = build(Models(arguments.model), examples())
-        page.queue(max_size=QUEUE)
-        start_deleting(page)
-        chosen = {"share": arguments.share, "mcp_server": arguments.mcp}
-        page.launch(**launch_options() | LOOKS | chosen, server_name=arguments.host, server_port=arguments.port)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    log = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            address = setup_tunnel(page.server_name, page.server_port, page.share_token, None, None)
+    except Exception as error:  # whatever it was, there is the page on this machine
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        print(f"{PROGRAM}: no public address could be had ({reason}); the demo goes on without", file=sys.stderr)
+    else:
+        print(f"For other people it is at {address} for up to a week", flush=True)
+
+
+def end(uploads: str) -> NoReturn:
+    """At once, whatever the threads are doing."""
+    if "gradio.tunneling" in sys.modules:
+        for tunnel in sys.modules["gradio.tunneling"].CURRENT_TUNNELS:
+            if tunnel.proc:
+                tunnel.proc.terminate()
+    shutil.rmtree(uploads, ignore_errors=True)
+    os._exit(0)
 
 
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that `demo` and `convmixer` are found
     sys.exit(main())

@@ -5,15 +5,18 @@ an address for it to ask. A check in a component's own ``preprocess`` does not l
 gives that visitor a new one, without it. So the check stands where every request passes, in the Blocks object.
 """
 
+import base64
 import contextlib
 import os
 import re
+import secrets
 import stat
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import gradio as gr
 from gradio.data_classes import ListFiles
@@ -23,14 +26,19 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
 NAME_LENGTH = 100
+MAX_FILE = 20 * 1024**2  # bytes
 REFUSAL = "This file is not among the uploads, or no longer; please choose it again."
+TOOL_REFUSAL = (
+    "A picture must be a data:image/...;base64,... URL of at most 20 MB, or a file that was uploaded to this server at "
+    "/gradio_api/upload; no other file is opened, and no address is fetched."
+)
 FILE_INPUTS = (gr.Image, gr.File, gr.UploadButton, gr.DownloadButton)
 # What the page and an API client need. Gradio's other routes fetch any web address for any visitor (file=http...), run
 # ffmpeg on a visitor's film, write a file for each link to the page's state, or show what others ask (monitoring).
 OPEN_ROUTES = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.*|/gradio_api/("
     r"(login_check|reset)/?|info|openapi\.json|app_id|startup-events|theme\.css|upload|upload_progress|cancel|"
-    r"queue/(join|data|status)|heartbeat/[^/]+|(run|api)/[^/]+/?|call/.+|file=(?P<file>.+))"
+    r"queue/(join|data|status)|heartbeat/[^/]+|(run|api)/[^/]+/?|call/.+|file=(?P<file>.+)|(?P<mcp>mcp/?))"
 )
 
 
@@ -70,10 +78,14 @@ def guard(blocks: gr.Blocks) -> None:
     blocks.preprocess_data, blocks.process_api = guarded_preprocess_data, guarded_process_api
 
 
-def launch_options() -> dict:
-    """For Blocks.launch: with them the server shows no file of its own and no traceback, and calls no other host."""
-    closed = dict.fromkeys(("share", "ssr_mode", "run_history", "show_error", "enable_monitoring", "mcp_server"), False)
-    return closed | {"max_file_size": "20mb", "app_kwargs": {"middleware": [Middleware(_with_open_routes)]}}
+def launch_options(mcp: bool = False) -> dict:
+    """For Blocks.launch: with them the server shows no file of its own and no traceback, and calls no other host.
+
+    mcp: whether the API is also there as tools for language models, which needs gradio[mcp].
+    """
+    closed = dict.fromkeys(("share", "ssr_mode", "run_history", "show_error", "enable_monitoring"), False)
+    app = {"middleware": [Middleware(_with_open_routes)]} | ({"lifespan": _with_checked_tools} if mcp else {})
+    return closed | {"mcp_server": mcp, "max_file_size": MAX_FILE, "app_kwargs": app}
 
 
 def delete_old_files(folder: str, age: float, keep: Collection[str] = ()) -> None:
@@ -143,8 +155,47 @@ def _with_open_routes(app):
     async def answer(scope, receive, send) -> None:
         route = OPEN_ROUTES.fullmatch(scope.get("path", ""))
         is_open = (route and (route["file"] is None or _upload_path(route["file"]))) or scope["type"] == "lifespan"
+        if route and route["mcp"]:  # Gradio calls itself to answer: where it knows, or where the request's headers say
+            tools = scope["app"].get_blocks().mcp_server_obj
+            is_open = tools and tools.local_url
         if route and route[0] == "/gradio_api/info":  # else all see the address under which the first visitor asked,
             scope["app"].api_info = None  # and by x-forwarded-host a visitor could have us name any other
         await (app if is_open else PlainTextResponse("Not Found", 404))(scope, receive, send)
 
     return answer
+
+
+@contextlib.asynccontextmanager
+async def _with_checked_tools(app) -> AsyncIterator[None]:
+    """While the server runs, arguments of tools pass _tool_arguments.
+
+    Gradio's own function leaves addresses in them. And it hands all of them to a gradio_client, which opens each file
+    of the server that a dict in them names; that there is none in them is checked only where a list of tools is cached.
+    """
+    if tools := app.get_blocks().mcp_server_obj:
+        tools.convert_strings_to_filedata = _tool_arguments
+    yield
+
+
+def _tool_arguments(arguments: dict, positions: list[list]) -> dict:
+    """A tool's arguments, in which every file is an upload. positions: where files are given, as texts."""
+    files = {position[0] for position in positions}
+    try:
+        return _checked({name: _tool_file(value) if name in files else value for name, value in arguments.items()})
+    except (gr.Error, ValueError) as error:
+        raise ValueError(TOOL_REFUSAL) from error
+
+
+def _tool_file(value: object) -> object:
+    """A data: URL is written among the uploads; what ends as an upload's address does is that upload."""
+    if not isinstance(value, str):
+        return value
+    if not value.startswith("data:"):
+        return {"path": unquote(value.rpartition("/gradio_api/file=")[2]) if "://" in value else value}
+    kind, _, text = value.partition(",")
+    if not kind.endswith(";base64") or len(text) > 4 * MAX_FILE / 3 + 4:
+        raise ValueError("this is no data: URL of a file, or too much")
+    path = Path(get_upload_folder(), secrets.token_hex(32), "image")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(base64.b64decode(text))
+    return {"path": str(path)}
