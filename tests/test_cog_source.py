@@ -191,7 +191,13 @@ def test_the_versions_in_the_container_are_those_tested_here():
     assert pins["torch"] == "2.11.0"  # the last one that Cog's table of CUDA versions knows
     assert {"numpy", "pillow", "safetensors"} <= set(pins)
     assert "cog" not in pins  # which Cog installs itself, as sdk_version says
-    assert f"cog=={CONFIG['build']['sdk_version']}" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+    tested = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert f"cog=={CONFIG['build']['sdk_version']}" in tested
+    (installs,) = (command for command in CONFIG["build"]["run"] if "install" in command)
+    assert installs.split()[:-1] == ["uv", "pip", "install", "--no-cache"]  # as Cog itself calls it there
+    (gradio,) = (line for line in tested if line.startswith("gradio=="))
+    assert installs.split()[-1] == gradio
+    assert gradio in (ROOT / "requirements-demo.txt").read_text().splitlines()
 
 
 def test_cog_takes_the_environment():
@@ -243,6 +249,8 @@ class Bake:
     def run(self) -> bool:
         (variable,) = CONFIG["environment"]
         for command in CONFIG["build"]["run"]:
+            if command.startswith("uv pip "):
+                continue  # packages, which are here already
             for number, source in enumerate(self.sources):
                 command = command.replace(source, self.web.url(f"/{number}"))
             assert "https://" not in command  # no other address than the zoo's
