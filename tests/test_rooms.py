@@ -14,6 +14,8 @@ MAY_NOT_IMPORT = {
     "train": {"cog", "gradio", "demo", "predict", "serve"},
     "predict.py": {"timm", "torchvision", "gradio", "train", "demo"},
 }
+# What the demo is made of: what the container has, Gradio, and of that two parts.
+DEMO_MAY_IMPORT = {"convmixer", "demo", "torch", "numpy", "PIL", "gradio", "gradio_client", "starlette"}
 ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "onnx", "onnxscript", "onnxruntime", "urllib"}
 
 
@@ -46,6 +48,33 @@ def test_rarely_needed_packages_are_imported_where_they_are_used():
     for file in python_files("convmixer"):
         tree = ast.parse(file.read_text())
         assert not imported(tree.body) & ONLY_INSIDE_FUNCTIONS, file
+
+
+def test_the_demo_imports_what_is_in_the_container_and_gradio():
+    for file in python_files("demo"):
+        forbidden = imported(ast.walk(ast.parse(file.read_text()))) - DEMO_MAY_IMPORT - sys.stdlib_module_names
+        assert not forbidden, f"{file} imports {forbidden}"
+
+
+def test_the_demo_loads_gradio_only_once_its_command_line_is_read():
+    for file in ("app", "models", "drawings", "space"):
+        names = imported(ast.parse((ROOT / "demo" / f"{file}.py").read_text()).body)
+        assert not names & {"gradio", "gradio_client", "starlette"}, file
+
+
+def test_importing_the_demo_calls_no_host():
+    modules = [f"demo.{file.stem}" for file in python_files("demo")]
+    code = (
+        "import importlib, os, sys\n"
+        "def hear(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto'):\n"
+        "        os.write(1, f'{event} {arguments}'.encode())\n"
+        "sys.addaudithook(hear)\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "import time; time.sleep(0.5)"  # for threads
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, ""), run
 
 
 def test_importing_the_package_loads_no_door():
