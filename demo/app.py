@@ -76,11 +76,15 @@ def start(arguments: argparse.Namespace, uploads: str) -> None:
     """Serve, in threads of its own, and say where. Raises ImportError, or another error with a line for the user."""
     if arguments.mcp and importlib.util.find_spec("mcp") is None:
         raise RuntimeError("--mcp needs another package; install it with: pip install 'gradio[mcp]'")
-    find_place(arguments.host, arguments.port)  # what is wrong here shows before anything is loaded
+    address, _ = find_place(arguments.host, arguments.port)  # what is wrong with it shows before anything is loaded
+    from convmixer import zoo
+    from convmixer.download import terminal_progress
     from demo.models import Models
 
+    for name in arguments.model:
+        if name in zoo.MODELS and zoo.local_path(name) is None:
+            zoo.download(name, terminal_progress(name))  # Models would do it without a word
     models = Models(arguments.model)
-    address, number = find_place(arguments.host, arguments.port)
     prepare_environment(address, uploads)
     from demo.guard import launch_options, start_deleting
     from demo.page import LOOKS, build
@@ -89,7 +93,7 @@ def start(arguments: argparse.Namespace, uploads: str) -> None:
     page.queue(max_size=QUEUE)
     start_deleting(page)
     options = launch_options(mcp=arguments.mcp) | LOOKS | {"prevent_thread_lock": True, "quiet": True}
-    address, number = find_place(arguments.host, arguments.port)  # again, as others have started meanwhile
+    address, number = find_place(arguments.host, arguments.port)  # again, as others may have started meanwhile
     with contextlib.redirect_stdout(io.StringIO()):  # Gradio is not that quiet
         page.launch(**options, server_name=address, server_port=number)
     if arguments.mcp and not page.mcp_server:
