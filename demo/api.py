@@ -62,7 +62,7 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
         """Classify a picture with ConvMixer.
 
         Args:
-            image: the picture
+            image: the picture, as a file uploaded to this server or as a data URL
             model: a model on this machine, as /models gives them; auto is the default one
             top_k: how many classes to return, the best first; from 1 on
         """
@@ -77,7 +77,7 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
         """Show where in a picture ConvMixer sees a class: the picture with the positive evidence laid over it.
 
         Args:
-            image: the picture
+            image: the picture, as a file uploaded to this server or as a data URL
             model: a model on this machine, as /models gives them; auto is the default one
             label: the class to look for; the best one if empty
         """
@@ -104,7 +104,7 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
 
     ask.click(classify, [image, model, top_k], answer, api_name="classify", **limits)
     ask.click(heatmap, [image, model, label], seen, api_name="heatmap", **limits)
-    ask.click(models, None, names, api_name="models", queue=False)
+    ask.click(models, None, names, api_name="models", concurrency_limit=None)
 
 
 def read(image: Upload, action):
