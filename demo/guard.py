@@ -27,6 +27,7 @@ from starlette.responses import PlainTextResponse
 
 NAME_LENGTH = 100
 MAX_FILE = 20 * 1024**2  # bytes
+MAX_FOLDER = 5 * 2**30  # bytes of all uploads together; beyond it the oldest go before their time
 REFUSAL = "This file is not among the uploads, or no longer; please choose it again."
 TOOL_REFUSAL = (
     "A picture must be a data:image/...;base64,... URL of at most 20 MB, or a file that was uploaded to this server at "
@@ -98,6 +99,21 @@ def delete_old_files(folder: str, age: float, keep: Collection[str] = ()) -> Non
                     (os.rmdir if stat.S_ISDIR(found.st_mode) else os.remove)(path)
 
 
+def delete_beyond(folder: str, limit: int, keep: Collection[str] = ()) -> None:
+    """Delete the oldest files in ``folder``, but those in ``keep``, until the rest have ``limit`` bytes together."""
+    found = []
+    for parent, _, names in os.walk(folder):
+        for path in (os.path.join(parent, name) for name in names):
+            with contextlib.suppress(OSError):
+                found.append((os.lstat(path).st_ctime, os.lstat(path).st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total > limit and path not in keep:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+            total -= size
+
+
 def start_deleting(blocks: gr.Blocks, age: float = 3600, every: float = 60) -> None:
     """Keep gradio's folder clean, but for the app's examples; another app that shares it loses its files, too."""
     # Blocks(delete_cache=...) forgets broken uploads, copies by updated components and what an earlier process left.
@@ -108,6 +124,7 @@ def start_deleting(blocks: gr.Blocks, age: float = 3600, every: float = 60) -> N
         while True:
             time.sleep(every)
             delete_old_files(folder, age, keep)
+            delete_beyond(folder, MAX_FOLDER, keep)
 
     threading.Thread(target=run, name="delete old uploads", daemon=True).start()
 

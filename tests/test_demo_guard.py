@@ -507,3 +507,15 @@ def test_the_apps_uploads_are_deleted_but_not_its_examples(place, client):
         time.sleep(0.05)
     assert [path.name for path in place.uploaded()] == ["example.png"]
     expect_nothing(client.ask("image", {"path": str(place.folder / ("0" * 64) / "used.png")}))
+
+
+def test_the_oldest_files_go_first_where_there_are_too_many(tmp_path):
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "file").write_bytes(bytes(100))
+        time.sleep(0.02)  # the clock of the file system is coarse
+    keep = str(tmp_path / "0" / "file")
+    guard.delete_beyond(str(tmp_path), 400, {keep})
+    assert len(list(tmp_path.rglob("file"))) == 4
+    guard.delete_beyond(str(tmp_path), 250, {keep})
+    assert sorted(path.parent.name for path in tmp_path.rglob("file")) == ["0", "3"]
