@@ -1,0 +1,263 @@
+"""The page in a real browser: other models, their insides, and many pictures at once."""
+
+import pickle
+import re
+import threading
+from dataclasses import replace
+
+import demo_browser
+import pytest
+from demo_browser import SECOND, SHIPPED, draw, encode, expect, png, write_checkpoint
+from file_server import FileServer, Resource
+
+from convmixer import load_checkpoint, zoo
+from convmixer.weights import imagenet_labels
+
+app, browser, visitors, visitor = demo_browser.FIXTURES
+
+HOSTILE = (
+    "<img src=x onerror=\"window.troubles.push('run')\">",
+    "<script>window.troubles.push('run')</script>",
+    "${window.troubles.push('run')}",
+    "{{window.troubles.push('run')}}",
+    "\" onfocus='window.troubles.push(1)' autofocus tabindex=\"0",
+)
+
+
+# Models.
+
+
+def test_another_model_answers_and_keeps_answering(visitor):
+    picker = visitor.page.get_by_role("combobox", name="Model", exact=True)
+    expect(picker).to_have_value(f"{SHIPPED} · 10 classes, 92.8 % right")
+    visitor.choose(SECOND)
+    expect(picker).to_have_value(f"{SECOND} · 7 classes")
+    visitor.sees_answer("bird", visitor.app.examples["bird"], SECOND)
+    visitor.upload("next.png", png(1))
+    visitor.sees_answer("next.png", png(1), SECOND)
+    visitor.choose(SHIPPED)
+    visitor.sees_answer("next.png", png(1))
+
+
+def test_who_only_looks_at_the_picker_keeps_the_heat_map(visitor):
+    third = visitor.app.answer(visitor.app.examples["bird"])[0][2].label
+    visitor.bar(third).click()
+    picker = visitor.page.get_by_role("combobox", name="Model", exact=True)
+    with visitor.waits_for_the_server():
+        picker.focus()
+        picker.blur()
+    visitor.sees_heat_map_of(third)
+
+
+def test_two_models_are_compared_side_by_side(visitor):
+    bird = visitor.app.examples["bird"]
+    visitor.turn_to("Compare")
+    visitor.sees_answer("bird", bird, SHIPPED, view="a")
+    visitor.sees_answer("bird", bird, SECOND, view="b")
+    expect(visitor.layer("main")).to_have_count(0)
+    visitor.sees_heat_map_of("bird", view="a")
+    other = visitor.app.answer(bird, SECOND)[0][0].label
+    visitor.sees_heat_map_of(other, view="b")
+    assert visitor.layer("a").get_attribute("src") != visitor.layer("b").get_attribute("src")
+    predictions, maps = visitor.app.answer(bird)
+    visitor.bar(predictions[2].label, view="a").click()
+    visitor.sees_heat_map_of(predictions[2].label, maps[2], view="a")
+    visitor.sees_heat_map_of(other, view="b")
+    visitor.choose(SECOND, "Model A")
+    visitor.sees_answer("bird", bird, SECOND, view="a")
+    visitor.choose(SHIPPED, "Model B")
+    visitor.sees_answer("bird", bird, SHIPPED, view="b")
+    visitor.upload("next.png", png(1))
+    visitor.sees_answer("next.png", png(1), SECOND, view="a")
+    visitor.sees_answer("next.png", png(1), SHIPPED, view="b")
+    visitor.turn_to("Answer")
+    visitor.sees_answer("next.png", png(1))
+
+
+def test_ones_own_checkpoint_answers_and_its_texts_are_only_texts(visitors, tmp_path):
+    visitor, name = visitors(), "<b>mine</b> ${1+1}"
+    path = write_checkpoint(tmp_path / "mine.safetensors", name, HOSTILE, seed=2)
+    visitor.unfold("More models")
+    visitor.upload_checkpoint("mine.safetensors", path.read_bytes())
+    own = f"yours: {name}"
+    visitor.sees_own_answer("bird", visitor.app.examples["bird"], path, own)
+    expect(visitor.page.get_by_role("combobox", name="Model", exact=True)).to_have_value(own)
+    for label in HOSTILE:
+        visitor.bar(label).click()
+        visitor.sees_heat_map_of(label)
+    visitor.upload("next.png", png(1))
+    visitor.sees_own_answer("next.png", png(1), path, own)
+    visitor.turn_to("Compare")
+    visitor.sees_answer("next.png", png(1), SHIPPED, view="a")
+    visitor.sees_own_answer("next.png", png(1), path, own, view="b")
+    visitor.turn_to("Look inside")
+    visitor.waits_for_the_tab("Look inside")
+    visitor.turn_to("Batch")
+    visitor.give("#files input", {f"{HOSTILE[0]}.png".replace("/", ""): png(2), "bad.png": b"bad"})
+    expect(visitor.find("#batch tbody tr")).to_have_count(2)
+    assert visitor.find('#batch img, #batch script, [onerror], [onfocus], .bar b, img[src="x"]').count() == 0
+    stranger = visitors()
+    stranger.page.get_by_role("combobox", name="Model", exact=True).click()
+    expect(stranger.page.get_by_role("option")).to_have_count(2)
+
+
+class Trap:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_that_cannot_be_used_is_named_with_the_reason(visitor, tmp_path):
+    trap, costly = tmp_path / "sprung", write_checkpoint(tmp_path / "costly", size=4096, patch_size=1, dim=4, depth=1)
+    bad = {
+        "Empty.safetensors": (b"", ""),
+        "Text.safetensors": (b"I am not a checkpoint. " * 9, ""),
+        "Trap.pth": (pickle.dumps(Trap(trap)), ""),
+        "Costly.safetensors": (costly.read_bytes(), "needs too much arithmetic for a web page"),
+    }
+    visitor.unfold("More models")
+    for name, (data, reason) in bad.items():
+        visitor.upload_checkpoint(name, data)
+        visitor.sees_problem(name, reason)
+        visitor.sees_answer("bird", visitor.app.examples["bird"])
+    assert not trap.exists()
+    visitor.upload("good.png", png(1))
+    visitor.sees_answer("good.png", png(1))
+    visitor.sees_no_problem()
+
+
+def test_a_missing_model_is_fetched_with_progress_and_then_answers(app, visitors, tmp_path, monkeypatch):
+    path = write_checkpoint(tmp_path / "tiny.safetensors", "tiny", imagenet_labels(), dim=512, depth=1)
+    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "cache"))
+    with FileServer() as server:
+        config, sources = load_checkpoint(path).config, (server.url("/tiny.safetensors"),)
+        entry = replace(zoo.MODELS["convmixer_768_32"], name="tiny", config=config, sources=sources)
+        monkeypatch.setitem(zoo.MODELS, "tiny", entry)
+        visitor = visitors()
+        visitor.unfold("More models")
+        visitor.page.get_by_role("button", name="Download tiny").click()
+        visitor.sees_problem("Could not download tiny.safetensors", "Not Found")
+        visitor.sees_answer("bird", visitor.app.examples["bird"])
+        server.resources["/tiny.safetensors"] = Resource(b"I am not a checkpoint. " * 9)
+        visitor.page.get_by_role("button", name="Download tiny").click()
+        visitor.sees_problem("Could not download tiny.safetensors", "is not a checkpoint")
+        assert str(tmp_path) not in visitor.page.get_by_role("alert").inner_text()
+        resource = server.resources["/tiny.safetensors"] = Resource(path.read_bytes(), pause=threading.Event())
+        visitor.page.get_by_role("button", name="Download tiny").click()
+        expect(visitor.find("#missing")).to_contain_text(re.compile(r"tiny: \d+ of \d+ MB"))
+        visitor.upload("meanwhile.png", png(1))
+        visitor.sees_answer("meanwhile.png", png(1))
+        resource.pause.set()
+        expect(visitor.page.get_by_role("combobox", name="Model", exact=True)).to_have_value(
+            re.compile("^tiny · 1,000 classes")
+        )
+        visitor.sees_answer("meanwhile.png", png(1), "tiny")
+        visitor.sees_no_problem()
+        expect(visitor.page.get_by_role("button", name="Download tiny")).to_have_count(0)
+    app.models._loaded.pop("tiny")
+
+
+# Look inside.
+
+
+def test_the_inside_of_the_network_follows_view_block_picture_and_model(visitor):
+    visitor.turn_to("Look inside")
+    caption = visitor.find("#looked figcaption")
+    tiles = visitor.find("#looked .row-of-pictures img")
+    expect(tiles).to_have_count(9)
+    expect(caption).to_have_text("The 16 channels that vary most over your picture after block 8.")
+    shown = [visitor.looks_inside()]
+    slider = visitor.page.get_by_role("slider", name="Block")
+    slider.focus()
+    visitor.page.keyboard.press("ArrowLeft")
+    expect(caption).to_have_text("The 16 channels that vary most over your picture after block 7.")
+    shown.append(visitor.looks_inside())
+    before = tiles.last.get_attribute("src")
+    visitor.upload("next.png", png(1))
+    expect(tiles.last).not_to_have_attribute("src", before)
+    visitor.sees_picture("next.png")
+    shown.append(visitor.looks_inside())
+    visitor.page.get_by_role("radio", name="Depthwise filters").check()
+    expect(caption).to_have_text(re.compile("^In block 7 each of the 256 channels has one filter of 5 × 5 patches"))
+    shown.append(visitor.looks_inside())
+    visitor.page.get_by_role("radio", name="Patch filters").check()
+    expect(caption).to_have_text(re.compile("patches of 2 × 2 pixels and compares each with these 256 filters.$"))
+    expect(slider).to_be_hidden()
+    shown.append(visitor.looks_inside())
+    visitor.choose(SECOND)
+    expect(caption).to_have_text(re.compile("these 16 filters.$"))
+    shown.append(visitor.looks_inside())
+    visitor.page.get_by_role("radio", name="Block by block").check()
+    expect(tiles).to_have_count(4)
+    expect(caption).to_have_text("The 16 channels that vary most over your picture after block 3.")
+    shown.append(visitor.looks_inside())
+    assert len(set(shown)) == len(shown)
+    visitor.turn_to("Answer")
+    visitor.sees_answer("next.png", png(1), SECOND)
+
+
+# Many pictures.
+
+
+def test_many_pictures_become_a_table_and_a_csv_file(visitor, tmp_path, monkeypatch):
+    files = {f"picture {number}.png": png(number) for number in range(19)}
+    files = {"Broken.jpg": encode(draw(1, 300, 200), "JPEG")[:3000], '=1+1 späß, "quoted".png': png(30)} | files
+    names, held = list(files), hold_at(5, monkeypatch)
+    visitor.turn_to("Batch")
+    visitor.give("#files input", files)
+    expect(visitor.find("#batch")).to_contain_text(re.compile(r"\b5/21\b"))
+    held.set()
+    rows = visitor.find("#batch tbody tr")
+    expect(rows.locator("th")).to_have_text(names)
+    expect(rows.first).to_contain_text("Broken.jpg is damaged or cut short")
+    expect(visitor.find("#batch .note")).to_have_text(
+        re.compile(rf"^20 of 21 pictures answered by {SHIPPED} in \d+\.\d s\. 1 could not be read\.$")
+    )
+    expected = visitor.app.models.get(SHIPPED).classify_many(list(files.values())[1:16], 2)
+    table = visitor.downloads_csv()
+    assert [row["picture"].lstrip("'") for row in table] == names
+    assert table[0]["answer"] == "" and "damaged" in table[0]["problem"]
+    for row, (best, second) in zip(table[1:16], expected, strict=True):
+        assert [row["answer"], float(row["score"]), row["second"], float(row["second_score"]), row["problem"]] == [
+            best.label,
+            best.score,
+            second.label,
+            second.score,
+            "",
+        ]
+
+
+def hold_at(number: int, monkeypatch) -> threading.Event:
+    """The next batch stops after so many pictures, until the event is set."""
+    from demo import many
+
+    event, classify = threading.Event(), many.classify
+
+    def held(*arguments):
+        for position, row in enumerate(classify(*arguments)):
+            if position == number:
+                event.wait(20)
+            yield row
+
+    monkeypatch.setattr(many, "classify", held)
+    return event
+
+
+def test_a_folder_is_answered_by_the_chosen_model(visitor, tmp_path):
+    (tmp_path / "inner").mkdir()
+    files = {"a.png": png(1), "b.png": png(2), "inner/c.png": png(3), "notes.txt": b"no picture"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    visitor.choose(SECOND)
+    visitor.turn_to("Batch")
+    visitor.give('input[data-testid="Choose a folder-upload-button"]', tmp_path)
+    expect(visitor.find("#batch tbody tr")).to_have_count(4)
+    table = {row["picture"]: row for row in visitor.downloads_csv()}
+    assert "cannot be read as a picture" in table.pop("notes.txt")["problem"]
+    for name, data in list(files.items())[:3]:
+        (best, _), row = visitor.app.answer(data, SECOND)[0][:2], table[name.split("/")[-1]]
+        assert row["answer"] == best.label and float(row["score"]) == pytest.approx(best.score, abs=1e-6)
