@@ -134,6 +134,8 @@ def prepare_environment(address: str, uploads: str) -> None:
     """What Gradio reads when it is imported."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+    # After each request it makes a table of all past ones, for its page of statistics, which is closed here.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"], os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1", str(10**12)
     # It first binds a port of this address, by IPv4, and has no good line for a variable that is wrong.
     os.environ["GRADIO_SERVER_NAME"] = "127.0.0.1" if "[" in address else address
     os.environ.pop("GRADIO_SERVER_PORT", None)

@@ -27,6 +27,7 @@ from starlette.responses import PlainTextResponse
 
 NAME_LENGTH = 100
 MAX_FILE = 20 * 1024**2  # bytes
+MAX_SESSIONS = 1000  # visitors that the page remembers, at 170 KB each; then it forgets who came first
 MAX_FOLDER = 5 * 2**30  # bytes of all uploads together; beyond it the oldest go before their time
 REFUSAL = "This file is not among the uploads, or no longer; please choose it again."
 TOOL_REFUSAL = (
@@ -86,7 +87,8 @@ def launch_options(mcp: bool = False) -> dict:
     """
     closed = dict.fromkeys(("share", "ssr_mode", "run_history", "show_error", "enable_monitoring"), False)
     app = {"middleware": [Middleware(_with_open_routes)]} | ({"lifespan": _with_checked_tools} if mcp else {})
-    return closed | {"mcp_server": mcp, "max_file_size": MAX_FILE, "app_kwargs": app}
+    limits = {"max_file_size": MAX_FILE, "state_session_capacity": MAX_SESSIONS}
+    return closed | limits | {"mcp_server": mcp, "app_kwargs": app}
 
 
 def delete_old_files(folder: str, age: float, keep: Collection[str] = ()) -> None:

@@ -85,8 +85,10 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
 
     quick = NETWORK | PRIVATE
     quick |= {"show_progress": "minimal", "show_progress_on": [ui.bars, ui.side_a, ui.side_b, ui.looked]}
-    # Each time: the camera and the clipboard first report that the field is empty, and then, meanwhile, a picture.
-    ui.source.input(update_upload, [ui.source, *chosen], [*in_view, ui.source], trigger_mode="multiple", **quick)
+    # Each time, and not only while nothing else is under way, as Gradio has it: an impatient visitor's last choice
+    # counts; and the camera and the clipboard first report that the field is empty, and then, meanwhile, a picture.
+    quick |= {"trigger_mode": "multiple"}
+    ui.source.input(update_upload, [ui.source, *chosen], [*in_view, ui.source], **quick)
     ui.examples.choose(update_example, chosen, in_view, **quick)
     for control in (*pickers, ui.look):
         control.input(update, [ui.picture, *chosen], in_view, **quick)

@@ -156,7 +156,7 @@ def shown(picture: Image.Image) -> Image.Image:
 def data_url(picture: Image.Image, kind: str = "JPEG") -> str:
     """The picture in a text, so that no file of it is left behind."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=88)
+    picture.save(buffer, kind, quality=88, compress_level=1)  # of JPEG and PNG; more costs more time than it saves
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

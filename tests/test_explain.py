@@ -1,5 +1,7 @@
 """Heat maps as layers, and of several classes at once."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +17,13 @@ def heatmap_of(values, box=(0.0, 0.0, 256.0, 256.0), size=(256, 256)) -> HeatMap
     return HeatMap("x", 0, np.float32(values), box, picture)
 
 
+def rgba(layer: Image.Image) -> Image.Image:
+    """A layer as it is shown: through PNG, with the colours of its palette."""
+    buffer = io.BytesIO()
+    layer.save(buffer, "PNG")
+    return Image.open(buffer).convert("RGBA")
+
+
 @pytest.fixture
 def for_and_against():
     """Evidence in row 1 and column 2 of 4 x 4, half as much against in row 3 and column 0, and none elsewhere."""
@@ -24,7 +33,7 @@ def for_and_against():
 
 
 def test_a_layer_shows_the_evidence_for_the_class(for_and_against):
-    layer = np.asarray(for_and_against.layer()).astype(int)
+    layer = np.asarray(rgba(for_and_against.layer())).astype(int)
     assert layer.shape == (256, 256, 4)
     alpha = layer[..., 3]
     row, column = np.unravel_index(alpha.argmax(), alpha.shape)
@@ -37,7 +46,7 @@ def test_a_layer_shows_the_evidence_for_the_class(for_and_against):
 
 
 def test_a_signed_layer_is_orange_for_and_blue_against(for_and_against):
-    layer = np.asarray(for_and_against.layer(signed=True)).astype(int)
+    layer = np.asarray(rgba(for_and_against.layer(signed=True))).astype(int)
     alpha = layer[..., 3]
     row, column = np.unravel_index(alpha.argmax(), alpha.shape)
     assert (row // 64, column // 64) == (1, 2)
@@ -56,7 +65,7 @@ def test_a_signed_layer_is_orange_for_and_blue_against(for_and_against):
 
 def test_a_layer_turned_round_swaps_only_the_colours():
     values = np.random.default_rng(0).normal(size=(16, 16))
-    layer, turned = (np.asarray(heatmap_of(each).layer(signed=True)).astype(int) for each in (values, -values))
+    layer, turned = (np.asarray(rgba(heatmap_of(each).layer(signed=True))).astype(int) for each in (values, -values))
     assert np.array_equal(layer[..., 3], turned[..., 3])
     strong = layer[..., 3] > 10
     assert np.array_equal((layer[..., 0] > layer[..., 2])[strong], (turned[..., 0] < turned[..., 2])[strong])
@@ -65,17 +74,17 @@ def test_a_layer_turned_round_swaps_only_the_colours():
 @pytest.mark.parametrize("opacity", [0.7, 1.0])
 def test_a_layer_over_the_picture_is_the_overlay(opacity):
     heatmap = heatmap_of(np.random.default_rng(0).normal(size=(9, 9)))
-    layer = heatmap.layer()
+    layer = rgba(heatmap.layer())
     mask = layer.getchannel("A").point([round(opacity * value) for value in range(256)])
     assert Image.composite(layer.convert("RGB"), heatmap.picture, mask) == heatmap.overlay(opacity)
 
 
 @pytest.mark.filterwarnings("error")  # such as a division by zero
 def test_without_evidence_a_layer_is_transparent():
-    assert heatmap_of(np.full((3, 3), -2.0)).layer().getchannel("A").getextrema() == (0, 0)
-    assert heatmap_of(np.full((3, 3), -2.0)).layer(signed=True).getchannel("A").getextrema() == (255, 255)
+    assert rgba(heatmap_of(np.full((3, 3), -2.0)).layer()).getchannel("A").getextrema() == (0, 0)
+    assert rgba(heatmap_of(np.full((3, 3), -2.0)).layer(signed=True)).getchannel("A").getextrema() == (255, 255)
     for signed in (False, True):
-        assert heatmap_of(np.zeros((3, 3))).layer(signed).getchannel("A").getextrema() == (0, 0)
+        assert rgba(heatmap_of(np.zeros((3, 3))).layer(signed)).getchannel("A").getextrema() == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +99,7 @@ def test_without_evidence_a_layer_is_transparent():
 def test_a_layer_has_the_proportions_of_the_box(box, size):
     heatmap = heatmap_of(np.eye(2), box, (1000, 400))
     for signed in (False, True):
-        assert (heatmap.layer(signed).size, heatmap.layer(signed).mode) == (size, "RGBA")
+        assert rgba(heatmap.layer(signed)).size == size
 
 
 def test_the_maps_of_the_best_classes_come_from_one_pass(random_checkpoint, picture, monkeypatch):
