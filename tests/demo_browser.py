@@ -22,7 +22,7 @@ from PIL import Image
 try:
     from playwright.sync_api import Locator, Page, expect, sync_playwright
 except ImportError:
-    sync_playwright = None
+    expect = sync_playwright = None
 
 SHIPPED, SECOND = "convmixer_256_8_cifar10", "second"
 FLAGS = (
