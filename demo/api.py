@@ -48,7 +48,9 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
     """The tab, and the end points, whose inputs and outputs are not on the page."""
     gr.HTML(END_POINTS, elem_id="end-points", apply_default_css=False)
     snippets = (("Python", "python", PYTHON), ("curl", "shell", CURL), ("JavaScript", "javascript", JAVASCRIPT))
-    codes = [gr.Code(code, language=kind, label=label, interactive=False) for label, kind, code in snippets]
+    codes = [
+        gr.Code(code, language=kind, label=label, interactive=False, wrap_lines=True) for label, kind, code in snippets
+    ]
     page.load(None, codes, codes, js=TO_PLACE, api_visibility="private")
     with gr.Column(visible=False):
         image = gr.Image(label="image")

@@ -37,6 +37,8 @@ def lay_out(page: gr.Blocks, answers: Answers, opening: Picture, slow: dict, net
     models = answers.models
     stage, bars, answer = answers.view("main", opening, models.default)
     ui = SimpleNamespace(picture=gr.State(opening), own=gr.State(None), tab=gr.State("Answer"))
+    # What is in view, so that an event which changes nothing can be told.
+    ui.shown_models, ui.shown_block = gr.State(None), gr.State(models.get(models.default).config.depth)
     with gr.Row(elem_id="top"):
         html(TITLE, "title")
         ui.model = picking.picker(models, "Model", "model")
@@ -67,6 +69,7 @@ def lay_out(page: gr.Blocks, answers: Answers, opening: Picture, slow: dict, net
                     many.lay_out(answers, ui, slow)
                 with gr.Tab("API", elem_id="tab-api"):
                     api.lay_out(page, answers, network)
+    ui.shown_models.value = [ui.model.value, ui.model_a.value, ui.model_b.value]
     return ui
 
 

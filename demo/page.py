@@ -50,14 +50,18 @@ def build(models: Models, examples: dict[str, Image.Image]) -> gr.Blocks:
 def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     """The events of the page but for those of the tabs Batch and API, which connect their own."""
     in_view = [ui.problem, ui.picture, ui.stage, ui.bars, ui.json, ui.side_a, ui.side_b, ui.looked, ui.block]
+    in_view += [ui.shown_models, ui.shown_block]
     pickers = [ui.model, ui.model_a, ui.model_b]
-    chosen = [ui.own, ui.tab, *pickers, ui.look, ui.block]
+    selected = [ui.own, ui.tab, *pickers, ui.look]
+    # Not ui.block, which refuses its old value once another model has fewer blocks.
+    chosen = [*selected, ui.shown_block]
 
     def update(picture: Picture, own, tab, model, model_a, model_b, look, block) -> dict:
         """What is in view, for this picture and the models that are chosen. A problem leaves it as it was."""
         try:
             stage, bars, answer = answers.view("main", picture, model, own)
             shown = {ui.problem: "", ui.picture: picture, ui.stage: stage, ui.bars: bars, ui.json: answer}
+            shown[ui.shown_models] = [model, model_a, model_b]
             if tab == COMPARE:
                 shown[ui.side_a] = answers.side("a", picture, model_a, own)
                 shown[ui.side_b] = answers.side("b", picture, model_b, own)
@@ -66,6 +70,7 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
                 block = min(block, depth)
                 shown[ui.looked] = inside.look(answers, picture, model, own, look, block)
                 shown[ui.block] = gr.update(maximum=depth, value=block, visible=look != inside.PATCHES)
+                shown[ui.shown_block] = block
             return shown
         except Problem as problem:
             return {ui.problem: render.problem(str(problem))}
@@ -79,6 +84,12 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     def update_example(event: gr.EventData, *others) -> dict:
         return update(Picture(event.name), *others)
 
+    def update_model(shown, picture, own, tab, model, model_a, model_b, *others) -> dict:
+        """Unless it is the old one: a dropdown says "input" twice, and again when it loses the focus."""
+        if shown == [model, model_a, model_b]:
+            return {ui.problem: gr.skip()}
+        return update(picture, own, tab, model, model_a, model_b, *others)
+
     def update_after(problem: str, *others) -> dict:
         """Unless there was a problem, which has to stay in view."""
         return {ui.problem: gr.skip()} if problem else update(*others)
@@ -90,9 +101,11 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     quick |= {"trigger_mode": "multiple"}
     ui.source.input(update_upload, [ui.source, *chosen], [*in_view, ui.source], **quick)
     ui.examples.choose(update_example, chosen, in_view, **quick)
-    for control in (*pickers, ui.look):
-        control.input(update, [ui.picture, *chosen], in_view, **quick)
-    ui.block.release(update, [ui.picture, *chosen], in_view, **quick)
+    for control in pickers:
+        control.input(update_model, [ui.shown_models, ui.picture, *chosen], in_view, **quick)
+    ui.look.input(update, [ui.picture, *chosen], in_view, **quick)
+    # Not "release", which the keyboard does not give.
+    ui.block.input(update, [ui.picture, *selected, ui.block], in_view, **quick | {"trigger_mode": "always_last"})
     for tab in (ui.answer_tab, ui.compare_tab, ui.inside_tab):
         turned = tab.select(lambda name=tab.label: name, None, ui.tab, queue=False, **PRIVATE)
         if tab is not ui.answer_tab:  # which is always kept up to date

@@ -1,8 +1,10 @@
 """Choosing a model, and getting more of them."""
 
+import os
+
 import gradio as gr
 
-from convmixer import CheckpointError, ModelError
+from convmixer import CheckpointError, ModelError, zoo
 from convmixer.download import DownloadError
 from demo import render
 from demo.models import Models, Own
@@ -32,8 +34,9 @@ def handlers(models: Models, components: list):
     def chosen(name: str, own_now: Own | None) -> dict:
         """Choose a model that has just come: it answers, and is what the other is compared with."""
         fresh = dict(zip((model, model_a, model_b, missing), offer(own_now), strict=True))
-        update = gr.update(choices=choices(models, own_now), value=name)
-        return fresh | {model: update, model_b: update, problem: ""}
+        # One each: Gradio takes the value out of an update that it has used.
+        here = {picker: gr.update(choices=choices(models, own_now), value=name) for picker in (model, model_b)}
+        return fresh | here | {problem: ""}
 
     def fetch(event: gr.EventData, own_now: Own | None, progress=gr.Progress()):  # noqa: B008
         """Download the model whose button was pressed."""
@@ -45,7 +48,7 @@ def handlers(models: Models, components: list):
         try:
             models.download(event.name, report)
         except (ModelError, DownloadError) as trouble:
-            return {problem: render.problem(str(trouble))}
+            return {problem: render.problem(str(trouble).replace(f"{zoo.cache_dir()}{os.sep}", ""))}
         return chosen(event.name, own_now)
 
     def use_own(upload):

@@ -49,7 +49,7 @@ def bars(view: str, model: str, predictions: list[Prediction], about: str) -> st
 
     about: HTML that goes below them.
     """
-    best = predictions[0]
+    best, side = predictions[0], "" if view == "main" else f", side {view.upper()}"
     rows = "".join(
         f'<li><button type="button" class="bar" data-view="{view}" data-index="{p.index}" '
         f'aria-pressed="{"true" if position == 0 else "false"}" style="--share:{p.score:.4f}" '
@@ -59,7 +59,7 @@ def bars(view: str, model: str, predictions: list[Prediction], about: str) -> st
         for position, p in enumerate(predictions)
     )
     return (
-        f'<section class="answer" data-view="{view}" aria-label="Answer of {escape(model)}">'
+        f'<section class="answer" data-view="{view}" aria-label="Answer of {escape(model)}{side}">'
         f'<p class="best" role="status"><span class="sr">The answer is </span>{escape(best.label)} '
         f"<span>{escape(percent(best.score))}</span></p>"
         f'<ol class="bars">{rows}</ol>{about}</section>'
@@ -75,8 +75,9 @@ def seen(picture: Image.Image, text: str) -> str:
 
 def problem(message: str) -> str:
     """One friendly sentence in the place of an answer."""
-    text = message[:1].upper() + message[1:]
-    return f'<section class="problem" role="alert"><p>{escape(text)}{"" if text.endswith(".") else "."}</p></section>'
+    first, end = message.split()[0], "" if message.endswith(".") else "."
+    text = message[:1].upper() + message[1:] if first.isalpha() else message  # a file's name stays as it is
+    return f'<section class="problem" role="alert"><p>{escape(text)}{end}</p></section>'
 
 
 def examples(pictures: dict[str, Image.Image]) -> str:
@@ -103,7 +104,7 @@ def sheet(picture: Image.Image, alt: str, caption: str) -> str:
 def row_of_pictures(pictures: list[Image.Image], names: list[str], caption: str) -> str:
     """Small pictures in a row, each with its name below it."""
     tiles = "".join(
-        f'<li><img alt="{escape(name)}" src="{data_url(picture, "PNG")}"><span>{escape(name)}</span></li>'
+        f'<li><img alt="Features of {escape(name)}" src="{data_url(picture, "PNG")}"><span>{escape(name)}</span></li>'
         for name, picture in zip(names, pictures, strict=True)
     )
     return f'<ol class="row-of-pictures">{tiles}</ol><p class="note">{escape(caption)}</p>'

@@ -233,7 +233,8 @@ class Visitor:
 
         self.sees_picture(name, view)
         answer = self.find(f'.answer[data-view="{view}"]')
-        expect(answer).to_have_attribute("aria-label", f"Answer of {model}")
+        side = "" if view == "main" else f", side {view.upper()}"
+        expect(answer).to_have_attribute("aria-label", f"Answer of {model}{side}")
         texts = [f"{each.label} {percent(each.score)}" for each in predictions]
         expect(answer.locator(".bar")).to_have_text(texts)
         expect(answer.locator(".best")).to_have_text(f"The answer is {texts[0]}")
