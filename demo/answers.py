@@ -1,6 +1,7 @@
 """What the page and its API answer: from a picture and a model to HTML or JSON."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +45,14 @@ class Answers:
         except OSError as error:
             raise Problem("uploads are deleted after an hour; add your picture again") from error
 
-    def classifier(self, model: str, own: Own | None = None) -> Classifier:
-        """One of the models, or the visitor's own. Raises Problem when there is no such model here."""
+    def classifier(self, model: str, own: Sequence[Own] = ()) -> Classifier:
+        """One of the models, or one of the visitor's own. Raises Problem when there is no such model here."""
         try:
             return self.models.get(model, own)
         except (ModelError, CheckpointError) as error:
             raise Problem(str(error)) from error
 
-    def view(self, view: str, picture: Picture, model: str, own: Own | None = None) -> tuple[str, str, dict]:
+    def view(self, view: str, picture: Picture, model: str, own: Sequence[Own] = ()) -> tuple[str, str, dict]:
         """The stage and the bars of one view of the page, and the same answer as JSON. Raises Problem."""
         classifier, source = self.classifier(model, own), self.source(picture)
         start = time.perf_counter()
@@ -72,7 +73,7 @@ class Answers:
             {"image": picture.name} | as_json(name, predictions, seconds),
         )
 
-    def side(self, view: str, picture: Picture, model: str, own: Own | None = None) -> str:
+    def side(self, view: str, picture: Picture, model: str, own: Sequence[Own] = ()) -> str:
         """One side of a comparison: the stage with the bars below it. Raises Problem."""
         return "".join(self.view(view, picture, model, own)[:2])
 

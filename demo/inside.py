@@ -1,5 +1,7 @@
 """Look inside: a network's filters, and what becomes of a picture on its way through the blocks."""
 
+from collections.abc import Sequence
+
 from convmixer import Classifier, ImageError, sheets
 from demo import render
 from demo.answers import Answers, Picture, Problem, about_picture
@@ -8,7 +10,7 @@ from demo.models import Own
 VIEWS = BLOCKS, PATCHES, DEPTHWISE = "Block by block", "Patch filters", "Depthwise filters"
 
 
-def look(answers: Answers, picture: Picture, model: str, own: Own | None, view: str, block: int) -> str:
+def look(answers: Answers, picture: Picture, model: str, own: Sequence[Own], view: str, block: int) -> str:
     """One of VIEWS of a model as HTML; block: 1 to the network's depth. Raises Problem."""
     classifier = answers.classifier(model, own)
     if view == PATCHES:

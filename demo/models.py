@@ -1,8 +1,9 @@
 """The models a visitor can choose from, each loaded at its first use."""
 
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +39,7 @@ class Models:
         self._own: OrderedDict[Path, Classifier] = OrderedDict()
         for file in files or ["auto"]:
             classifier = Classifier(file)
-            name, number = classifier.name, 1
-            while name in self._loaded and file not in zoo.MODELS:  # two files may say the same name
-                number += 1
-                name = f"{classifier.name} ({number})"
+            name = classifier.name if file in zoo.MODELS else unused(classifier.name, self._loaded)
             self._loaded[name] = classifier
         self.default = next(iter(self._loaded))
 
@@ -54,13 +52,14 @@ class Models:
         """A row, as in `convmixer.zoo.list_models`, for each named model whose weights are not here."""
         return [row for row in zoo.list_models() if row["path"] is None and row["name"] not in self._loaded]
 
-    def get(self, name: str, own: Own | None = None) -> Classifier:
-        """The classifier called ``name``: one of names(), "auto" for the default, or the visitor's own.
+    def get(self, name: str, own: Sequence[Own] = ()) -> Classifier:
+        """The classifier called ``name``: one of names(), "auto" for the default, or one of the visitor's own.
 
         Nothing is downloaded. Raises ModelError or CheckpointError.
         """
-        if own is not None and name == own.name:
-            return self._get_own(own)
+        for each in own:
+            if each.name == name:
+                return self._get_own(each)
         name = self.default if name == "auto" else name
         with self._lock:
             if name not in self._loaded:
@@ -83,19 +82,19 @@ class Models:
         """Fetch a named model. Raises ModelError or DownloadError."""
         zoo.download(name, progress)
 
-    def add_own(self, path: Path, file_name: str) -> Own:
+    def add_own(self, path: Path, file_name: str, own: Sequence[Own] = ()) -> Own:
         """A visitor's checkpoint, read and checked. Raises CheckpointError, whose text names no folder of the server.
 
-        path: the uploaded file; file_name: what the visitor called it.
+        path: the uploaded file; file_name: what the visitor called it; own: those that the visitor has already.
         """
         try:
             checkpoint = load_checkpoint(path)
         except CheckpointError as error:
             raise CheckpointError(f"{file_name} {str(error).removeprefix(f'{path}: ')}") from error
         check_cost(checkpoint, file_name)
-        own = Own(f"yours: {checkpoint.name[:60]}", path)
-        self._get_own(own)
-        return own
+        name = unused(f"yours: {checkpoint.name[:60]}", [each.name for each in own])
+        self._get_own(Own(name, path))
+        return Own(name, path)
 
     def _get_own(self, own: Own) -> Classifier:
         with self._lock:
@@ -107,6 +106,12 @@ class Models:
                     self._own.popitem(last=False)
             self._own.move_to_end(own.path)
             return self._own[own.path]
+
+
+def unused(name: str, used: Collection[str]) -> str:
+    """``name``, or with a number where it is taken: two files may say the same of themselves."""
+    names = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+    return next(each for each in names if each not in used)
 
 
 def check_cost(checkpoint: Checkpoint, file_name: str) -> None:

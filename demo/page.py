@@ -116,6 +116,6 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     page.load(offer, ui.own, [*pickers, ui.missing], show_progress="hidden", **PRIVATE)
     slow = SLOW | PRIVATE | {"show_progress_on": [ui.missing]}
     fetched = ui.missing.choose(fetch, ui.own, picked, **slow)
-    added = ui.checkpoint.upload(use_own, ui.checkpoint, picked, **slow)
+    added = ui.checkpoint.upload(use_own, [ui.checkpoint, ui.own], picked, **slow)
     for event in (fetched, added):
         event.then(update_after, [ui.problem, ui.picture, *chosen], in_view, **quick)

@@ -1,19 +1,21 @@
 """Choosing a model, and getting more of them."""
 
 import os
+from collections.abc import Sequence
 
 import gradio as gr
 
 from convmixer import CheckpointError, ModelError, zoo
 from convmixer.download import DownloadError
 from demo import render
+from demo.guard import Upload
 from demo.models import Models, Own
 
 
-def choices(models: Models, own: Own | None = None) -> list[tuple[str, str]]:
+def choices(models: Models, own: Sequence[Own] = ()) -> list[tuple[str, str]]:
     """What a picker offers: a line about each model that is here, and its name."""
     offered = [(models.describe(name), name) for name in models.names()]
-    return [*offered, (own.name, own.name)] if own else offered
+    return [*offered, *((each.name, each.name) for each in own)]
 
 
 def picker(models: Models, label: str, elem_id: str, position: int = 0) -> gr.Dropdown:
@@ -24,21 +26,21 @@ def picker(models: Models, label: str, elem_id: str, position: int = 0) -> gr.Dr
 
 
 def handlers(models: Models, components: list):
-    """Three event functions. components: where problems go, the own checkpoint, three pickers, the missing models."""
+    """Three event functions. components: where problems go, the own checkpoints, three pickers, the missing models."""
     problem, own, model, model_a, model_b, missing = components
 
-    def offer(own_now: Own | None) -> list:
+    def offer(own_now: Sequence[Own]) -> list:
         """The pickers and the missing models as they are now: others may have fetched some."""
         return [gr.update(choices=choices(models, own_now))] * 3 + [render.missing(models.missing())]
 
-    def chosen(name: str, own_now: Own | None) -> dict:
+    def chosen(name: str, own_now: Sequence[Own]) -> dict:
         """Choose a model that has just come: it answers, and is what the other is compared with."""
         fresh = dict(zip((model, model_a, model_b, missing), offer(own_now), strict=True))
         # One each: Gradio takes the value out of an update that it has used.
         here = {picker: gr.update(choices=choices(models, own_now), value=name) for picker in (model, model_b)}
         return fresh | here | {problem: ""}
 
-    def fetch(event: gr.EventData, own_now: Own | None, progress=gr.Progress()):  # noqa: B008
+    def fetch(event: gr.EventData, own_now: Sequence[Own], progress=gr.Progress()):  # noqa: B008
         """Download the model whose button was pressed."""
 
         def report(done: int, total: int | None) -> None:
@@ -51,11 +53,13 @@ def handlers(models: Models, components: list):
             return {problem: render.problem(str(trouble).replace(f"{zoo.cache_dir()}{os.sep}", ""))}
         return chosen(event.name, own_now)
 
-    def use_own(upload):
+    def use_own(upload: Upload | None, own_now: Sequence[Own]):
+        if upload is None:
+            return {problem: gr.skip()}
         try:
-            own_now = models.add_own(upload.path, upload.name)
+            added = models.add_own(upload.path, upload.name, own_now)
         except CheckpointError as trouble:
             return {problem: render.problem(str(trouble))}
-        return chosen(own_now.name, own_now) | {own: own_now}
+        return chosen(added.name, [*own_now, added]) | {own: [*own_now, added]}
 
     return offer, fetch, use_own

@@ -210,7 +210,7 @@ class Visitor:
 
     def choose(self, model: str, picker: str = "Model") -> None:
         self.page.get_by_role("combobox", name=picker, exact=True).click()
-        self.page.get_by_role("option", name=re.compile(f"^(✓ *)?{re.escape(model)}")).click()
+        self.page.get_by_role("option", name=re.compile(f"^(✓ *)?{re.escape(model)}( ·|$)")).click()
 
     # What people see.
 

@@ -95,7 +95,7 @@ def test_problems_name_the_visitors_file_and_no_folder(answers, tmp_path):
     path.write_text("text")
     for ask in (
         lambda: answers.view("main", Picture("mine.png", path), "auto"),
-        lambda: inside.look(answers, Picture("mine.png", path), "auto", None, inside.BLOCKS, 1),
+        lambda: inside.look(answers, Picture("mine.png", path), "auto", [], inside.BLOCKS, 1),
     ):
         with pytest.raises(Problem, match=r"^mine\.png cannot be read as a picture; supported formats are") as caught:
             ask()
@@ -131,7 +131,7 @@ def test_texts_from_outside_stay_texts():
 
 def test_every_picture_has_an_alternative_text(answers):
     views = [answers.view("main", Picture("noise"), "auto")[0], render.examples(answers.examples)]
-    views += [inside.look(answers, Picture("noise"), "auto", None, view, 3) for view in inside.VIEWS]
+    views += [inside.look(answers, Picture("noise"), "auto", [], view, 3) for view in inside.VIEWS]
     for html in views:
         pictures = Page(html).all("img")
         assert pictures and all(picture["alt"].strip() for picture in pictures)
@@ -164,9 +164,9 @@ def test_look_inside_shows_the_networks_own_filters(answers):
         (inside.PATCHES, sheets.patch_filters(classifier.network)),
         (inside.DEPTHWISE, sheets.depthwise_filters(classifier.network, 2)),
     ):
-        (picture,) = Page(inside.look(answers, Picture("noise"), "auto", None, view, 3)).all("img")
+        (picture,) = Page(inside.look(answers, Picture("noise"), "auto", [], view, 3)).all("img")
         assert np.array_equal(np.asarray(decoded(picture["src"])), np.asarray(expected))
-    blocks = Page(inside.look(answers, Picture("noise"), "auto", None, inside.BLOCKS, 8))
+    blocks = Page(inside.look(answers, Picture("noise"), "auto", [], inside.BLOCKS, 8))
     assert len(blocks.all("img")) == classifier.config.depth + 2  # the stem, each block, and the strongest channels
 
 

@@ -101,6 +101,18 @@ def test_ones_own_checkpoint_answers_and_its_texts_are_only_texts(visitors, tmp_
     expect(stranger.page.get_by_role("option")).to_have_count(2)
 
 
+def test_two_own_checkpoints_are_compared(visitor, tmp_path):
+    paths = [write_checkpoint(tmp_path / f"{seed}.safetensors", "mine", seed=seed) for seed in (3, 4)]
+    visitor.unfold("More models")
+    for name, path in zip(("yours: mine", "yours: mine (2)"), paths, strict=True):
+        visitor.upload_checkpoint("mine.safetensors", path.read_bytes())
+        visitor.sees_own_answer("bird", visitor.app.examples["bird"], path, name)
+    visitor.turn_to("Compare")
+    visitor.choose("yours: mine", "Model A")
+    for side, name, path in (("a", "yours: mine", paths[0]), ("b", "yours: mine (2)", paths[1])):
+        visitor.sees_own_answer("bird", visitor.app.examples["bird"], path, name, view=side)
+
+
 class Trap:
     """Unpickled, it writes a file."""
 

@@ -76,22 +76,31 @@ def test_an_own_checkpoint_answers_its_owner_only(random_checkpoint, picture):
     models = Models()
     own = models.add_own(random_checkpoint(), "mine.safetensors")
     assert own.name == "yours: random"
-    assert models.get(own.name, own).classify(picture())[0].label.startswith("label ")
+    assert models.get(own.name, [own]).classify(picture())[0].label.startswith("label ")
     with pytest.raises(ModelError):
         models.get(own.name)
     assert own.name not in models.names()
 
 
+def test_own_checkpoints_of_one_name_are_told_apart(random_checkpoint):
+    models = Models()
+    first = models.add_own(random_checkpoint(seed=0), "mine.safetensors")
+    second = models.add_own(random_checkpoint(seed=1), "mine.safetensors", [first])
+    assert (first.name, second.name) == ("yours: random", "yours: random (2)")
+    weights = [models.get(own.name, [first, second]).network.head.weight for own in (first, second)]
+    assert not torch.equal(*weights)
+
+
 def test_few_own_checkpoints_stay_in_memory_and_a_deleted_one_is_asked_for_again(random_checkpoint):
     models = Models()
     owns = [models.add_own(random_checkpoint(seed), "mine.safetensors") for seed in range(MAX_OWN + 1)]
-    kept = models.get(owns[1].name, owns[1])
-    assert models.get(owns[1].name, owns[1]) is kept
+    kept = models.get(owns[1].name, [owns[1]])
+    assert models.get(owns[1].name, [owns[1]]) is kept
     os.remove(owns[0].path)
     os.remove(owns[1].path)
-    assert models.get(owns[1].name, owns[1]) is kept  # still in memory
+    assert models.get(owns[1].name, [owns[1]]) is kept  # still in memory
     with pytest.raises(CheckpointError, match="upload it again"):
-        models.get(owns[0].name, owns[0])
+        models.get(owns[0].name, [owns[0]])
 
 
 def test_what_is_no_checkpoint_is_named_as_the_visitor_calls_it(tmp_path):
