@@ -23,6 +23,7 @@ from gradio.data_classes import ListFiles
 from gradio.utils import get_upload_folder
 from gradio_client.utils import value_is_file
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 NAME_LENGTH = 100
@@ -179,7 +180,8 @@ def _with_open_routes(app):
             is_open = tools and tools.local_url
         if route and route[0] == "/gradio_api/info":  # else all see the address under which the first visitor asked,
             scope["app"].api_info = None  # and by x-forwarded-host a visitor could have us name any other
-        await (app if is_open else PlainTextResponse("Not Found", 404))(scope, receive, send)
+        with contextlib.suppress(ClientDisconnect):  # in the middle of an upload; nothing for the server's log
+            await (app if is_open else PlainTextResponse("Not Found", 404))(scope, receive, send)
 
     return answer
 

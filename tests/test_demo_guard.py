@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import re
+import socket
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -519,3 +521,22 @@ def test_the_oldest_files_go_first_where_there_are_too_many(tmp_path):
     assert len(list(tmp_path.rglob("file"))) == 4
     guard.delete_beyond(str(tmp_path), 250, {keep})
     assert sorted(path.parent.name for path in tmp_path.rglob("file")) == ["0", "3"]
+
+
+def test_a_visitor_who_leaves_during_an_upload_leaves_no_traceback(place):
+    complaints, handler = [], logging.Handler()
+    handler.emit = complaints.append
+    log = logging.getLogger("uvicorn.error")
+    log.addHandler(handler)
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    head += b'Content-Disposition: form-data; name="files"; filename="half.png"\r\n\r\n'
+    try:
+        with socket.create_connection(("127.0.0.1", place.blocks.server_port)) as connection:
+            connection.sendall(head + bytes(50_000))
+            time.sleep(0.2)  # until the server reads it
+        assert place.client.upload("whole.png", b"content")  # another visitor, meanwhile
+        time.sleep(0.3)
+    finally:
+        log.removeHandler(handler)
+    assert [each.getMessage() for each in complaints] == []
