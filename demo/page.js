@@ -14,6 +14,17 @@
             layer.classList.toggle("on", on && layer.dataset.index === index);
     });
 
+    // A contact sheet fills the window, until the next press or Escape.
+    const enlarged = () => document.querySelector('.sheet button[aria-pressed="true"]');
+    document.addEventListener("click", (event) => {
+        const open = enlarged(), sheet = event.target.closest(".sheet button");
+        open?.setAttribute("aria-pressed", false);
+        if (sheet && sheet !== open) sheet.setAttribute("aria-pressed", true);
+    });
+    document.addEventListener("keydown", (event) => {
+        if (event.key === "Escape") enlarged()?.setAttribute("aria-pressed", false);
+    });
+
     document.addEventListener("input", (event) => {
         if (event.target.id === "opacity") root.style.setProperty("--heat", event.target.value / 100);
         if (event.target.name === "kind") root.dataset.kind = event.target.value;

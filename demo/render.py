@@ -94,9 +94,10 @@ def examples(pictures: dict[str, Image.Image]) -> str:
 
 
 def sheet(picture: Image.Image, alt: str, caption: str) -> str:
-    """A contact sheet with what it shows below it."""
+    """A contact sheet, which a press enlarges to the whole window, with what it shows below it."""
     return (
-        f'<figure class="sheet"><img alt="{escape(alt)}" src="{data_url(picture, "PNG")}">'
+        f'<figure class="sheet"><button type="button" aria-pressed="false" title="Enlarge">'
+        f'<img alt="{escape(alt)}" src="{data_url(picture, "PNG")}"></button>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

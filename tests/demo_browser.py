@@ -211,6 +211,7 @@ class Visitor:
     def choose(self, model: str, picker: str = "Model") -> None:
         self.page.get_by_role("combobox", name=picker, exact=True).click()
         self.page.get_by_role("option", name=re.compile(f"^(✓ *)?{re.escape(model)}( ·|$)")).click()
+        expect(self.page.get_by_role("option")).to_have_count(0)  # the list fades away
 
     # What people see.
 

@@ -176,6 +176,19 @@ def test_a_missing_model_is_fetched_with_progress_and_then_answers(app, visitors
 # Look inside.
 
 
+def test_a_contact_sheet_fills_the_window_until_escape_or_the_next_press(visitor):
+    visitor.turn_to("Look inside")
+    sheet, size = visitor.find("#looked .sheet button"), visitor.page.viewport_size
+    small = sheet.bounding_box()
+    for close in (lambda: visitor.page.keyboard.press("Escape"), sheet.click):
+        sheet.click()
+        expect(sheet).to_have_attribute("aria-pressed", "true")
+        assert sheet.bounding_box() == {"x": 0, "y": 0, "width": size["width"], "height": size["height"]}
+        close()
+        expect(sheet).to_have_attribute("aria-pressed", "false")
+        assert sheet.bounding_box() == small
+
+
 def test_the_inside_of_the_network_follows_view_block_picture_and_model(visitor):
     visitor.turn_to("Look inside")
     caption = visitor.find("#looked figcaption")
