@@ -180,10 +180,29 @@ def _with_open_routes(app):
             is_open = tools and tools.local_url
         if route and route[0] == "/gradio_api/info":  # else all see the address under which the first visitor asked,
             scope["app"].api_info = None  # and by x-forwarded-host a visitor could have us name any other
+        if route and route[0] == "/gradio_api/upload_progress":
+            send = _never_missing(send)
         with contextlib.suppress(ClientDisconnect):  # in the middle of an upload; nothing for the server's log
             await (app if is_open else PlainTextResponse("Not Found", 404))(scope, receive, send)
 
     return answer
+
+
+def _never_missing(send):
+    """For the progress of an upload: Gradio's 404, where an upload is late or already there, is an error in the
+    browser's console; the page only needs to hear that there is nothing to wait for."""
+    missing = False
+
+    async def send_done(message) -> None:
+        nonlocal missing
+        if message["type"] == "http.response.start" and message["status"] == 404:
+            missing = True
+            message = message | {"status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+        elif missing and message["type"] == "http.response.body":
+            message = message | {"body": b'data: {"msg": "done"}\n\n'}
+        await send(message)
+
+    return send_done
 
 
 @contextlib.asynccontextmanager

@@ -160,7 +160,7 @@ class Visitor:
 
     def _note_message(self, message) -> None:
         if message.type == "error":
-            self.troubles.append(f"console: {message.text:.500}")
+            self.troubles.append(f"console: {message.text:.500} ({message.location['url']:.200})")
 
     def _note_dialog(self, dialog) -> None:
         self.troubles.append(f"dialog: {dialog.message}")

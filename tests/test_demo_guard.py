@@ -540,3 +540,10 @@ def test_a_visitor_who_leaves_during_an_upload_leaves_no_traceback(place):
     finally:
         log.removeHandler(handler)
     assert [each.getMessage() for each in complaints] == []
+
+
+def test_the_progress_of_an_upload_that_is_not_there_is_done(place):
+    """Gradio answers 404 after three seconds, which browsers report as an error."""
+    answer = httpx.get(f"{place.client.url}/gradio_api/upload_progress?upload_id=nothing", timeout=10)
+    assert answer.status_code == 200 and answer.headers["content-type"] == "text/event-stream"
+    assert answer.text == 'data: {"msg": "done"}\n\n'
