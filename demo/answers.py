@@ -61,7 +61,7 @@ class Answers:
         except ImageError as error:
             raise Problem(about_picture(picture.name, error)) from error
         seconds = time.perf_counter() - start
-        name, side = classifier.name if model == "auto" else model, classifier.preprocessing.size
+        name, side = self.models.name(model), classifier.preprocessing.size
         if view == "main":
             text = f"{name} answered in {1000 * seconds:.0f} ms. It sees no more than these {side} × {side} pixels."
             about = render.seen(resize_and_crop(maps[0].picture, classifier.preprocessing), text)

@@ -73,7 +73,7 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
         classifier, source = opened(image, model)
         start = time.perf_counter()
         predictions = read(image, lambda: classifier.classify(source, top_k))
-        return as_json(name_of(model), predictions, time.perf_counter() - start)
+        return as_json(answers.models.name(model), predictions, time.perf_counter() - start)
 
     def heatmap(image, model="auto", label=""):
         """Show where in a picture ConvMixer sees a class: the picture with the positive evidence laid over it.
@@ -92,9 +92,6 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
     def models():
         """The models on this machine, the default one first."""
         return answers.models.names()
-
-    def name_of(model: str) -> str:
-        return answers.models.default if model == "auto" else model
 
     def opened(image: Upload | None, model: str) -> tuple[Classifier, bytes | Image.Image]:
         if image is None:

@@ -22,7 +22,6 @@ LIMIT = 500  # pictures a request
 SLICE = 16  # read before the network runs
 COLUMNS = ["picture", "answer", "score", "second", "second_score", "problem"]
 HEADERS = ["Picture", "Answer", "Score", "Second", "Score", "Problem"]
-
 HINT = f"Up to {LIMIT} pictures at a time. One that cannot be read is named, and the others are answered."
 
 

@@ -52,6 +52,10 @@ class Models:
         """A row, as in `convmixer.zoo.list_models`, for each named model whose weights are not here."""
         return [row for row in zoo.list_models() if row["path"] is None and row["name"] not in self._loaded]
 
+    def name(self, asked: str) -> str:
+        """What a model is called that was asked for as ``asked``, which may be "auto"."""
+        return self.default if asked == "auto" else asked
+
     def get(self, name: str, own: Sequence[Own] = ()) -> Classifier:
         """The classifier called ``name``: one of names(), "auto" for the default, or one of the visitor's own.
 
@@ -60,7 +64,7 @@ class Models:
         for each in own:
             if each.name == name:
                 return self._get_own(each)
-        name = self.default if name == "auto" else name
+        name = self.name(name)
         with self._lock:
             if name not in self._loaded:
                 if name not in zoo.MODELS or zoo.local_path(name) is None:
