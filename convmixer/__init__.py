@@ -3,14 +3,20 @@
 from convmixer import Classifier
 for prediction in Classifier().classify("dog.jpg"):
     print(prediction.label, prediction.score)
+
+Each name is imported at its first use: who only decodes pictures does not wait for PyTorch.
 """
 
-from .classifier import Classifier, Prediction
-from .images import ImageError, load_image
-from .model import ConvMixer, ConvMixerConfig, build
-from .preprocessing import Preprocessing
-from .weights import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from .zoo import ModelError
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .classifier import Classifier, Prediction
+    from .images import ImageError, load_image
+    from .model import ConvMixer, ConvMixerConfig, build
+    from .preprocessing import Preprocessing
+    from .weights import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+    from .zoo import ModelError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,3 +34,27 @@ __all__ = [
     "load_image",
     "save_checkpoint",
 ]
+
+_MODULES = {
+    "classifier": ("Classifier", "Prediction"),
+    "images": ("ImageError", "load_image"),
+    "model": ("ConvMixer", "ConvMixerConfig", "build"),
+    "preprocessing": ("Preprocessing",),
+    "weights": ("Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"),
+    "zoo": ("ModelError",),
+}
+
+
+def __getattr__(name: str) -> object:
+    """A name of __all__, or a module of _MODULES, imported now."""
+    for module, names in _MODULES.items():
+        if name == module or name in names:
+            home = importlib.import_module(f".{module}", __name__)
+            value = home if name == module else getattr(home, name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

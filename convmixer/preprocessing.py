@@ -3,15 +3,19 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .images import MAX_PIXELS
 
+if TYPE_CHECKING:  # a process that only decodes and resizes pictures does without PyTorch
+    import torch
+
 _INTERPOLATIONS = {filter.name.lower(): filter for filter in Image.Resampling}
 _WIDEST_FILTER = 3  # Lanczos looks this many pixels to each side
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _MAX_RESIZE = 8192  # keeps whatever a checkpoint asks for within reasonable memory
 
 
@@ -70,7 +74,7 @@ def _require(condition: bool, name: str, value, rule: str) -> None:
 
 def _is_number(value) -> bool:
     """A real number that float32 can hold, which is what the network computes with."""
-    return type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
+    return type(value) in (int, float) and abs(value) <= _MAX_FLOAT32
 
 
 IMAGENET = Preprocessing(224, 0.96, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -111,12 +115,19 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     return resized.crop((left, top, left + size, top + size))
 
 
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> "torch.Tensor":
     """An RGB image to the network's input: normalised float32 of shape (3, size, size).
 
     Raises ValueError as resize_and_crop does.
     """
-    pixels = torch.from_numpy(np.array(resize_and_crop(image, preprocessing)))
+    return normalise(np.array(resize_and_crop(image, preprocessing)), preprocessing)
+
+
+def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> "torch.Tensor":
+    """What resize_and_crop gave, as uint8 (size, size, 3), to the network's input: float32 (3, size, size)."""
+    import torch
+
+    pixels = torch.from_numpy(pixels)
     pixels = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(3, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(3, 1, 1)
