@@ -126,8 +126,7 @@ class Batcher:
     def _start(self, run: Run, now: float) -> float:
         """When the next batch of ``run`` is to begin; now, if there is nothing to wait for."""
         waiting = self._waiting[run]
-        wanted = sum(not entry.result.cancelled() for entry in waiting)
-        is_complete = wanted >= self.max_batch or not self._coming[run]
+        is_complete = len(waiting) >= self.max_batch or not self._coming[run]
         return now if is_complete else waiting[0].since + self.window_s
 
     def _take(self, run: Run) -> list[_Entry]:
