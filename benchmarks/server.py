@@ -1,0 +1,226 @@
+"""The server under load: what an answer takes, and how much of that is neither Cog's server nor the model.
+
+    python benchmarks/server.py [--clients 1 4 16] [--rounds 5] [--requests 100] [--slots 16] [--json FILE]
+
+Real servers, real HTTP, all on this machine: `python serve.py`, which takes one request at a time, and
+`python serve.py --slots 16`, which takes sixteen and has the network look at them together; both with the shipped
+model. Beside each, Cog's server with as many slots around an echo: a predictor with the same inputs that returns a
+constant. The clients are threads that ask as docs/client.py does, coming back after each 409; what that costs counts
+into the latency. Every request carries a JPEG of 640 x 480 pixels, about 100 kB, as a data URI. Rounds alternate
+between the servers, and in each round the model is also asked directly, in this process, while no client is there.
+
+Against the sum of echo and model there stand
+
+- with one client, the median latency: serve.py / (echo + model);
+- with several, what one answer occupies the server for, 1 / (requests a second): serve.py / (echo + model), where
+  echo is 1 / (its requests a second with as many clients). The server's own work for one client may overlap with the
+  model's for another, so that this can be below 1.
+
+The last table says what the network takes for one picture when several go through it together, which is what
+--slots can gain on this machine.
+"""
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # the repository, so that `docs` and `benchmarks` are found
+
+from benchmarks.server_process import CogServer, Failure, start_echo, start_ours  # noqa: E402
+from docs.client import ServerError, ask  # noqa: E402
+
+MODEL = "convmixer_256_8_cifar10"
+WIDTH, HEIGHT = 640, 480
+TOLERANCE = 1e-4  # between two scores; in a batch, sums are taken in another order
+BATCHES = (1, 2, 4, 8, 16)
+WANTED = 1.25
+
+
+def draw_jpeg() -> bytes:
+    """A picture as noisy as a photograph."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    clouds = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    clouds = np.asarray(clouds.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    noisy = (clouds + rng.normal(0, 8, (HEIGHT, WIDTH, 1))).clip(0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noisy).save(stream, "JPEG", quality=88)
+    return stream.getvalue()
+
+
+def request_body(picture: bytes) -> bytes:
+    uri = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+    return json.dumps({"input": {"image": uri}}).encode()
+
+
+def load(server: CogServer, body: bytes, clients: int, requests: int, check: Callable[[dict], bool]) -> dict:
+    """All clients at once, each asking one question after the other: latencies, seconds in all, wrong answers."""
+    seconds, wrong, lock = [], 0, threading.Lock()
+
+    def work(index: int) -> None:
+        nonlocal wrong
+        for _ in range(requests // clients + (index < requests % clients)):
+            start = time.perf_counter()
+            output = ask(body, server.url)
+            taken = time.perf_counter() - start
+            with lock:
+                seconds.append(taken)
+                wrong += not check(output)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(work, range(clients)))
+    return {"seconds": seconds, "all": time.perf_counter() - start, "wrong": wrong}
+
+
+def times(action: Callable[[], object], number: int) -> list[float]:
+    taken = []
+    for _ in range(number):
+        start = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict:
+    """Every round of every server; raises Failure and ServerError."""
+    from convmixer import Classifier
+
+    picture = draw_jpeg()
+    body, classifier = request_body(picture), Classifier(MODEL)
+    expected = [(each.label, each.score) for each in classifier.classify(picture)]
+
+    def is_right(output: dict) -> bool:
+        found = [(each["label"], each["score"]) for each in output["predictions"]]
+        pairs = zip(found, expected, strict=True)
+        return all(one[0] == two[0] and abs(one[1] - two[1]) < TOLERANCE for one, two in pairs)
+
+    def is_echo(output: dict) -> bool:
+        return output["model"] == "echo"
+
+    cells: dict[str, dict[int, list[dict]]] = {}
+    model, network = [], {batch: [] for batch in BATCHES}
+    prepared = classifier.prepare(picture)
+    with contextlib.ExitStack() as stack:
+        contestants = []
+        for slots in sorted({1, options.slots}):
+            for start, check in ((start_echo, is_echo), (start_ours, is_right)):
+                server = start(folder, slots)
+                stack.callback(server.close)
+                contestants.append((server, check))
+                cells[server.name] = {clients: [] for clients in options.clients}
+        for server, check in contestants:
+            load(server, body, max(options.clients), 2 * max(options.clients), check)  # whatever is done only once
+        for _ in range(options.rounds):
+            model += times(lambda: classifier.classify(picture), 20)
+            for batch, taken in network.items():
+                taken += [each / batch for each in times(lambda batch=batch: classifier.logits([prepared] * batch), 5)]
+            for clients in options.clients:
+                for server, check in contestants:
+                    cells[server.name][clients].append(load(server, body, clients, options.requests, check))
+    return {
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "device": str(classifier.device)},
+        "rounds": options.rounds,
+        "requests a round": options.requests,
+        "body bytes": len(body),
+        "model seconds": statistics.median(model),
+        "network seconds a picture": {batch: statistics.median(taken) for batch, taken in network.items()},
+        "servers": {
+            name: {clients: summary(rounds) for clients, rounds in by_clients.items()}
+            for name, by_clients in cells.items()
+        },
+    }
+
+
+def summary(rounds: list[dict]) -> dict:
+    """The percentiles of all latencies of all rounds, and the median round's requests a second."""
+    seconds = sorted(taken for one in rounds for taken in one["seconds"])
+    return {
+        **{f"p{p}": seconds[min(len(seconds) - 1, len(seconds) * p // 100)] for p in (50, 95, 99)},
+        "requests/s": statistics.median(len(one["seconds"]) / one["all"] for one in rounds),
+        "requests": len(seconds),
+        "wrong": sum(one["wrong"] for one in rounds),
+    }
+
+
+def ratio(ours: dict, echo: dict, model: float, clients: int) -> float:
+    """As the text at the top says: 1 would be nothing but Cog's server and the model, one after the other."""
+    if clients == 1:
+        return ours["p50"] / (echo["p50"] + model)
+    return (1 / ours["requests/s"]) / (1 / echo["requests/s"] + model)
+
+
+def print_result(result: dict) -> None:
+    machine, model = result["machine"], result["model seconds"]
+    print(f"{machine['processor']}, {machine['cores']} cores, the network on {machine['device']}; ", end="")
+    print(f"{result['rounds']} rounds of {result['requests a round']} requests, {result['body bytes']:,} bytes each")
+    print(f"The model alone, from the JPEG to the answer, in this process: {1000 * model:.1f} ms\n")
+    print("| server | clients | p50 ms | p95 ms | p99 ms | requests/s | against echo + model |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    names, bad = list(result["servers"]), 0
+    for echo, name in zip(names[::2], names[1::2], strict=True):
+        for each in (echo, name):
+            for clients, cell in result["servers"][each].items():
+                bad += cell["wrong"]
+                latency = " | ".join(f"{1000 * cell[f'p{p}']:.1f}" for p in (50, 95, 99))
+                other = result["servers"][echo][clients]
+                share = "" if each == echo else f"{ratio(cell, other, model, clients):.2f}"
+                print(f"| `{each}` | {clients} | {latency} | {cell['requests/s']:.1f} | {share} |")
+    print(f"\nWanted: at most {WANTED}. Wrong answers: {bad}.\n")
+    print("| pictures together | network, ms a picture |\n|---:|---:|")
+    for batch, seconds in result["network seconds a picture"].items():
+        print(f"| {batch} | {1000 * seconds:.2f} |")
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return "unknown processor"
+
+
+def at_least_one(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.50} is not a whole number above 0")
+    return int(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=at_least_one, nargs="+", default=[1, 4, 16], help="default: 1 4 16")
+    parser.add_argument("--rounds", type=at_least_one, default=5)
+    parser.add_argument("--requests", type=at_least_one, default=100, help="of all clients together, in each round")
+    parser.add_argument("--slots", type=at_least_one, default=16, help="of the second pair of servers; 1 for none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
+    options = parser.parse_args()
+    if options.json and not options.json.absolute().parent.is_dir():  # said now, and not after minutes
+        parser.error(f"there is no folder for {options.json}")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(options, Path(folder))
+        print_result(result)
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1))
+    except (Failure, ServerError, OSError) as error:
+        print(f"benchmarks/server.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The servers that benchmarks/server.py measures: this project's two runners, and echoes of them without a model."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+UNTIL_READY = 120  # seconds that a server may take to start
+
+# The same inputs, checked against the same description, and Cog writes the same file for the picture. What differs is
+# only that nobody looks at it.
+ECHO = """
+import sys
+sys.path.insert(0, {root!r})
+from cog import BaseRunner, Input, Path
+from predict import MODELS, Output, Prediction
+
+
+class Predictor(BaseRunner):
+    {kind} run(
+        self,
+        image: Path = Input(description="The picture", accept="image/*"),
+        model: str = Input(description="The model", default="auto", choices=MODELS),
+        top_k: int = Input(description="How many classes", default=5, ge=1, le=100),
+        heatmap: bool = Input(description="Also a heat map", default=False),
+    ) -> Output:
+        ranked = [Prediction(label=f"label {{index}}", index=index, score=index / 37) for index in range(top_k)]
+        return Output(model="echo", predictions=ranked, heatmap=None)
+"""
+
+
+class Failure(Exception):
+    """What keeps the measurement from going on, in one line."""
+
+
+class CogServer:
+    """One of Cog's servers with a worker, in processes of its own; started here, ready when __init__ returns."""
+
+    def __init__(self, name: str, command: list[object], folder: Path, log: Path, **environment: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.name, self.url, self.log = name, f"http://127.0.0.1:{self.port}", log
+        command = [sys.executable, *(str(word).format(port=self.port) for word in command)]
+        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+        own = {"PORT": str(self.port), "PATH": path, "no_proxy": "127.0.0.1"}
+        with open(log, "wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ | own | environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_until_ready(self) -> None:
+        end = time.monotonic() + UNTIL_READY
+        while (status := self._status()) != "READY":
+            if status == "SETUP_FAILED" or self.process.poll() is not None or time.monotonic() > end:
+                lines = [*filter(None, map(str.strip, self.log.read_text().splitlines()))]
+                raise Failure(
+                    f"{self.name} did not start ({status}): {lines[-1][:300] if lines else 'it said nothing'}"
+                )
+            time.sleep(0.01)
+
+    def _status(self) -> str:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health-check", timeout=10) as response:
+                return json.load(response)["status"]
+        except (OSError, ValueError):
+            return "DOWN"
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def start_ours(folder: Path, slots: int) -> CogServer:
+    """`python serve.py` with the shipped model."""
+    name = f"serve.py --slots {slots}" if slots > 1 else "serve.py"
+    command = [ROOT / "serve.py", "--port", "{port}", *(["--slots", slots] if slots > 1 else [])]
+    # No other model is to be found, whatever this machine has.
+    return CogServer(name, command, folder, folder / f"{name}.log", COG_WEIGHTS="", CONVMIXER_CACHE=str(folder))
+
+
+def start_echo(folder: Path, slots: int) -> CogServer:
+    """Cog's server, with as many slots, around a predictor that returns a constant."""
+    sys.path.insert(0, str(ROOT))
+    from predict import Predictor
+    from serve import openapi_schema
+
+    home = folder / f"echo-{slots}"
+    (home / ".cog").mkdir(parents=True)
+    (home / ".cog" / "openapi_schema.json").write_text(json.dumps(openapi_schema(Predictor)))
+    (home / "echo.py").write_text(ECHO.format(root=str(ROOT), kind="async def" if slots > 1 else "def"))
+    environment = {"COG_PREDICT_TYPE_STUB": "echo.py:Predictor", "COG_MAX_CONCURRENCY": str(slots)}
+    command = ["-m", "cog.server.http", "--host", "127.0.0.1"]
+    name = f"echo, {slots} slots" if slots > 1 else "echo"
+    return CogServer(name, command, home, folder / f"{name}.log", **environment)
