@@ -2,19 +2,25 @@
 
 Cog's command line reads the inputs and outputs off this text and does not run it. That is why the names of the models
 are written out here, each description is one literal, and an optional field is Optional.
+
+PyTorch is imported in setup(), beside the start of the processes that need no PyTorch; serve.py does without it.
 """
 # ruff: noqa: B008, UP045
 
 import pathlib
 import sys
 import tempfile
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from cog import BaseModel, BaseRunner, Input, Path
-from PIL import Image
 
-from convmixer import CheckpointError, Classifier, ModelError, zoo
-from convmixer.download import DownloadError
+from serving.decoder import Decoder
+from serving.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from convmixer import Classifier
 
 MODELS = ["auto", "convmixer_1536_20", "convmixer_768_32", "convmixer_1024_20_ks9_p14", "convmixer_256_8_cifar10"]
 MAX_BYTES = 100 * 2**20  # what Cog takes in a request; a URL could lead to more
@@ -50,11 +56,16 @@ class Predictor(BaseRunner):
         self.scratch = pathlib.Path(self._folder.name).resolve()
         tempfile.tempdir = str(self.scratch)
 
-        name, _ = zoo.resolve("auto")
-        classifier = Classifier("auto")
-        side = classifier.preprocessing.size
-        classifier.classify(Image.new("RGB", (side, side)))  # the first run of a network is slow
-        self.classifiers = {"auto": classifier, name: classifier}
+        self.decoder, watchdog = Decoder(), Watchdog(self.scratch)
+        try:
+            self.decoder.start()  # it is ready before PyTorch is
+            self.classifiers = warm_classifiers()
+        except BaseException:
+            self.decoder.close()
+            watchdog.dismiss()
+            raise
+        self.watchdog = watchdog
+        watchdog.arm()
 
     def run(
         self,
@@ -74,9 +85,10 @@ class Predictor(BaseRunner):
         remove_files(self.scratch, keep=image)
         picture = read_picture(image, self.scratch)
         # JSON makes no difference between 5 and 5.0, and Cog passes on either.
-        return answer(self.classifier(model), picture, int(top_k), self.scratch if heatmap else None)
+        folder = self.scratch if heatmap else None
+        return answer(self.classifier(model), self.decoder, picture, int(top_k), folder)
 
-    def classifier(self, model: str) -> Classifier:
+    def classifier(self, model: str) -> "Classifier":
         """The model of this name, loaded at its first use only. Raises RequestError."""
         if model not in MODELS:
             raise RequestError(f"there is no such model; choose one of {', '.join(MODELS)}")
@@ -85,8 +97,24 @@ class Predictor(BaseRunner):
         return self.classifiers[model]
 
 
-def load(model: str) -> Classifier:
+def warm_classifiers() -> dict[str, "Classifier"]:
+    """The model that "auto" means, under that name and its own, after one run. Raises what zoo.load raises."""
+    from PIL import Image
+
+    from convmixer import Classifier, zoo
+
+    name, _ = zoo.resolve("auto")
+    classifier = Classifier("auto")
+    side = classifier.preprocessing.size
+    classifier.classify(Image.new("RGB", (side, side)))  # the first run of a network is slow
+    return {"auto": classifier, name: classifier}
+
+
+def load(model: str) -> "Classifier":
     """The classifier of a named model, downloaded if it is not here. Raises RequestError; the server's log has why."""
+    from convmixer import CheckpointError, Classifier, ModelError
+    from convmixer.download import DownloadError
+
     try:
         return Classifier(model)
     except (CheckpointError, DownloadError, ModelError) as error:
@@ -109,21 +137,29 @@ def read_picture(image: Path, folder: pathlib.Path) -> bytes:
     return image.read_bytes()
 
 
-def answer(classifier: Classifier, picture: bytes, top_k: int, heatmap_folder: pathlib.Path | None = None) -> Output:
+def answer(
+    classifier: "Classifier",
+    decoder: Decoder,
+    picture: bytes,
+    top_k: int,
+    heatmap_folder: pathlib.Path | None = None,
+) -> Output:
     """What ``classifier`` says about an encoded picture, with a heat map in ``heatmap_folder`` if one is given.
 
     Raises ImageError for a picture that cannot be read and ValueError for a ``top_k`` below 1.
     """
     if heatmap_folder is None:
-        ranked, path = classifier.classify(picture, top_k), None
+        prepared = decoder.prepare(picture, classifier.preprocessing)
+        ranked, path = classifier.classify(prepared, top_k), None
     else:
-        ranked, evidence = classifier.classify_with_heatmap(picture, top_k)
+        whole = decoder.load(picture, target_size=classifier.preprocessing.resize)
+        ranked, evidence = classifier.classify_with_heatmap(whole, top_k)
         path = save_heatmap(evidence.overlay(), heatmap_folder)
     predictions = [Prediction(label=each.label, index=each.index, score=each.score) for each in ranked]
     return Output(model=classifier.name, predictions=predictions, heatmap=path)
 
 
-def save_heatmap(picture: Image.Image, folder: pathlib.Path) -> Path:
+def save_heatmap(picture: "Image.Image", folder: pathlib.Path) -> Path:
     """The file of an RGB picture, which is scaled down in place to MAX_HEATMAP_SIDE pixels a side.
 
     It stays below 4 MB whatever the picture shows: Cog keeps an answer of more than 6 MiB on its disk for ever.

@@ -5,9 +5,10 @@ import tempfile
 
 import pytest
 
+import convmixer
 import predict
 import serve
-from convmixer import Classifier
+from convmixer import Classifier, zoo
 from convmixer.weights import CheckpointError
 
 
@@ -36,7 +37,7 @@ def test_each_model_is_loaded_once_and_the_first_is_warm(monkeypatch, random_che
             events.append("runs")
             return super().classify(image, top_k)
 
-    monkeypatch.setattr(predict, "Classifier", Recorder)
+    monkeypatch.setattr(convmixer, "Classifier", Recorder)
     predictor = predict.Predictor()
     predictor.setup()
     for model in ("auto", "convmixer_768_32", "convmixer_768_32", "auto", "convmixer_1536_20"):
@@ -46,8 +47,8 @@ def test_each_model_is_loaded_once_and_the_first_is_warm(monkeypatch, random_che
 
 def test_auto_and_the_name_of_what_it_is_are_one_model(monkeypatch, random_checkpoint, own_temporary_folder):
     path = random_checkpoint()
-    monkeypatch.setattr(predict.zoo, "resolve", lambda model: ("convmixer_768_32", path))
-    monkeypatch.setattr(predict, "Classifier", lambda model: Classifier(str(path)))
+    monkeypatch.setattr(zoo, "resolve", lambda model: ("convmixer_768_32", path))
+    monkeypatch.setattr(convmixer, "Classifier", lambda model: Classifier(str(path)))
     predictor = predict.Predictor()
     predictor.setup()
     assert predictor.classifier("auto") is predictor.classifier("convmixer_768_32")
