@@ -38,7 +38,8 @@ class Watchdog:
             try:
                 # No other code than this file's and little of Python: it is there in a few milliseconds.
                 command = [sys.executable, "-I", "-S", __file__, str(server), str(folder)]
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[server])
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                self._process = subprocess.Popen(command, pass_fds=[server], **pipes)
             finally:
                 os.close(server)
         except (OSError, AttributeError) as error:  # AttributeError: not a Linux
@@ -96,7 +97,6 @@ def watch(worker: int, server: int, folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if ended(server, GRACE_SECONDS):
         return
-    print("The worker has died: ending the server, to be started again", file=sys.stderr, flush=True)
     # SIGINT, because after it the server puts its things in order, and its exit status still calls for a restart.
     for number in (signal.SIGINT, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
