@@ -42,7 +42,7 @@ def ask(body: bytes, server: str, *, within: float = 60) -> dict:
                 answer = json.load(response)
             break
         except urllib.error.HTTPError as error:
-            reason = f"{error.code} {error.read().decode(errors='replace')}"
+            reason = f"{error.code} {' '.join(error.read().decode(errors='replace').split())[:300]}"
             if error.code not in (409, 503):
                 raise ServerError(f"the server refuses the request: {reason}") from None
         except (OSError, http.client.HTTPException) as error:  # refused, cut off, or silent for too long
