@@ -6,6 +6,9 @@
 
 Cog's server checks the inputs of a request against .cog/openapi_schema.json, and without that file takes anything. Only
 `cog build`, which needs Docker, would write it, so it is written here first.
+
+Should the server end without being asked to (its worker may have died, see serving/watchdog.py), it is started again.
+SIGTERM and SIGINT let the request under way finish.
 """
 
 import argparse
@@ -19,6 +22,8 @@ import types
 import typing
 
 from cog import BaseRunner, Path
+
+from serving.supervisor import supervise
 
 ROOT = pathlib.Path(__file__).resolve().parent
 SCHEMA_FILE = ROOT / ".cog" / "openapi_schema.json"
@@ -42,7 +47,7 @@ JSON_LIMITS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Check the arguments, write the description and become Cog's server."""
+    """Check the arguments, write the description and run Cog's server."""
     parser = _Parser(prog="serve.py", description="Serve the classifier with Cog's own HTTP server.")
     parser.add_argument("--port", type=_port, default=5000, help="default: 5000")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1; 0.0.0.0 also serves other machines")
@@ -56,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"serve.py: {error}")
     print(f"Cog's server will answer at http://{address}:{options.port}/predictions", flush=True)
-    start_server(address, options.port)
+    sys.exit(run_server(address, options.port))
 
 
 def free_address(host: str, port: int) -> str:
@@ -73,8 +78,8 @@ def free_address(host: str, port: int) -> str:
     return address[0]
 
 
-def start_server(address: str, port: int) -> typing.NoReturn:
-    """Replace this process by Cog's server, so that signals reach it."""
+def run_server(address: str, port: int) -> int:
+    """Cog's server, for as long as it is wanted. Gives its exit status."""
     environment = os.environ | {
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
@@ -84,19 +89,18 @@ def start_server(address: str, port: int) -> typing.NoReturn:
     for name in ("COG_WEIGHTS", "CONVMIXER_CACHE"):
         if environment.get(name):  # the user's path starts from the user's folder
             environment[name] = os.path.abspath(os.path.expanduser(environment[name]))
-    os.chdir(ROOT)  # where the server looks for predict.py and the description
-    os.execve(sys.executable, [sys.executable, "-m", "cog.server.http", "--host", address], environment)
+    # ROOT is where the server looks for predict.py and the description.
+    return supervise([sys.executable, "-m", "cog.server.http", "--host", address], ROOT, environment)
 
 
 def write_schema() -> None:
     """Write SCHEMA_FILE. Servers that are running have read theirs."""
-    # Late, because these bring PyTorch, and a mistyped option should not wait for it.
-    from convmixer.weights import write_atomically
-    from predict import Predictor
+    from predict import Predictor  # late: a mistyped option should not wait for it
 
     SCHEMA_FILE.parent.mkdir(exist_ok=True)
-    content = json.dumps(openapi_schema(Predictor), indent=2).encode()
-    write_atomically(SCHEMA_FILE, lambda file: file.write(content))
+    complete = SCHEMA_FILE.with_suffix(f".{os.getpid()}.tmp")  # a server that is starting may read at any moment
+    complete.write_text(json.dumps(openapi_schema(Predictor), indent=2))
+    complete.replace(SCHEMA_FILE)
 
 
 def openapi_schema(predictor: type[BaseRunner]) -> dict:

@@ -1,1 +1,1 @@
-"""What keeps the server up: pictures decoded in a process of their own, a watchdog, and requests gathered in batches."""
+"""What keeps the server up: pictures decoded in processes of their own, a watchdog, a supervisor; and batches."""

@@ -170,7 +170,7 @@ class _Child:
                 )
 
     def stop(self, patience: float = 0) -> int:
-        """End the process, in ``patience`` seconds unless it does so by itself. Gives its exit status, as Popen does."""
+        """End the process, in ``patience`` seconds unless it does so itself. Gives its exit status, as Popen does."""
         process, self.process = self.process, None
         if self.socket:
             self.socket.close()
