@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Optional
 from cog import BaseModel, BaseRunner, Input, Path
 
 from serving.decoder import Decoder
-from serving.watchdog import Watchdog
+from serving.watchdog import Watchdog, leave_signals_to_the_server
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,18 +45,21 @@ class Output(BaseModel):
 
 
 class Predictor(BaseRunner):
+    decoders = 1  # pictures that are decoded at the same time
+
     def setup(self) -> None:
         """Load the model that "auto" means, which may be the file that COG_WEIGHTS names, and run it once.
 
         Whatever that is now stays "auto" as long as the server runs. Raises what zoo.load raises.
         """
+        leave_signals_to_the_server()
         # Cog leaves behind the files of failed downloads and those that run() returns. In a folder of their own they
         # can be deleted, and told from all other files of the server.
         self._folder = tempfile.TemporaryDirectory(prefix="convmixer-")
         self.scratch = pathlib.Path(self._folder.name).resolve()
         tempfile.tempdir = str(self.scratch)
 
-        self.decoder, watchdog = Decoder(), Watchdog(self.scratch)
+        self.decoder, watchdog = Decoder(self.decoders), Watchdog(self.scratch)
         try:
             self.decoder.start()  # it is ready before PyTorch is
             self.classifiers = warm_classifiers()

@@ -58,9 +58,28 @@ class Watchdog:
             self._finalizer()
 
 
+def in_cogs_worker() -> bool:
+    """Whether this process was started by Cog's server, to run a predictor."""
+    with contextlib.suppress(OSError):  # no /proc
+        return b"coglet" in Path("/proc/self/cmdline").read_bytes()
+    return False
+
+
+def leave_signals_to_the_server() -> None:
+    """In Cog's worker, ignore the signals that ask a server to end, when they are sent to its whole process group.
+
+    Ctrl-C does that. The server ends the worker once the last request is answered; a worker that SIGINT has ended
+    before keeps it waiting for ten seconds.
+    """
+    if in_cogs_worker():
+        with contextlib.suppress(ValueError):  # not in the main thread, where alone Python lets one do this
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+
+
 def _server() -> int | None:
     """A descriptor (pidfd) of Cog's server if this is its worker, else None. Raises OSError, AttributeError."""
-    if b"coglet" not in Path("/proc/self/cmdline").read_bytes():
+    if not in_cogs_worker():
         return None  # a test, or whatever else calls setup(): its parent must not be ended
     parent = os.getppid()
     server = os.pidfd_open(parent)
