@@ -7,6 +7,9 @@
 Cog's server checks the inputs of a request against .cog/openapi_schema.json, and without that file takes anything. Only
 `cog build`, which needs Docker, would write it, so it is written here first.
 
+It takes one request at a time. With --slots 16 it takes sixteen, which go through the network together: for GPUs (see
+predict_batched.py).
+
 Should the server end without being asked to (its worker may have died, see serving/watchdog.py), it is started again.
 SIGTERM and SIGINT let the request under way finish.
 """
@@ -27,6 +30,7 @@ from serving.supervisor import supervise
 
 ROOT = pathlib.Path(__file__).resolve().parent
 SCHEMA_FILE = ROOT / ".cog" / "openapi_schema.json"
+MAX_SLOTS = 256  # each holds a picture of up to 100 MB
 
 # Python's types and Input()'s limits, and what each is in JSON Schema. The forms are those of `cog build`.
 JSON_TYPES = {
@@ -51,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = _Parser(prog="serve.py", description="Serve the classifier with Cog's own HTTP server.")
     parser.add_argument("--port", type=_port, default=5000, help="default: 5000")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1; 0.0.0.0 also serves other machines")
+    parser.add_argument("--slots", type=_slots, default=1, help="requests at a time; default: 1")
     parser.add_argument("--write-schema-only", action="store_true", help=f"write {SCHEMA_FILE} and stop")
     options = parser.parse_args(arguments)
     try:
@@ -61,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"serve.py: {error}")
     print(f"Cog's server will answer at http://{address}:{options.port}/predictions", flush=True)
-    sys.exit(run_server(address, options.port))
+    sys.exit(run_server(address, options.port, options.slots))
 
 
 def free_address(host: str, port: int) -> str:
@@ -78,11 +83,12 @@ def free_address(host: str, port: int) -> str:
     return address[0]
 
 
-def run_server(address: str, port: int) -> int:
+def run_server(address: str, port: int, slots: int = 1) -> int:
     """Cog's server, for as long as it is wanted. Gives its exit status."""
     environment = os.environ | {
         "PORT": str(port),
-        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor" if slots == 1 else "predict_batched.py:Predictor",
+        "COG_MAX_CONCURRENCY": str(slots),
         # The server starts its worker as "python": it must be this one.
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
     }
@@ -211,6 +217,12 @@ def _content(schema: dict) -> dict:
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r:.50} is not a port; give a number from 1 to 65535")
+    return int(text)
+
+
+def _slots(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_SLOTS:
+        raise argparse.ArgumentTypeError(f"{text!r:.50} is not a number of slots; give one from 1 to {MAX_SLOTS}")
     return int(text)
 
 
