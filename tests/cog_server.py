@@ -78,12 +78,12 @@ def write_weights(path: Path) -> None:
 
 
 class Server:
-    """`python serve.py`, started in another folder, with weights and temporary files in ``folder``.
+    """`python serve.py` with ``arguments``, started in another folder, with weights and temporary files in ``folder``.
 
     Once it is ready the weights are gone: whatever it answers, it answers with the model that setup loaded.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *arguments: object):
         self.folder, self.temporary, self.log = folder, folder / "tmp", folder / "log"
         self.temporary.mkdir()
         weights = folder / "model.safetensors"
@@ -102,7 +102,7 @@ class Server:
         self.started = time.time()
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, ROOT / "serve.py", "--port", str(self.port)],
+                [sys.executable, ROOT / "serve.py", "--port", str(self.port), *map(str, arguments)],
                 cwd=folder,
                 env=environment,
                 stdout=log,
