@@ -1,6 +1,7 @@
 """The house keeps its order: who may import whom, and what importing the package costs."""
 
 import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOORS = {"timm", "torchvision", "cog", "gradio", "train", "demo", "predict", "serve"}
+DOORS = {"timm", "torchvision", "cog", "gradio", "train", "demo", "serving", "predict", "serve"}
 MAY_NOT_IMPORT = {
     "convmixer": DOORS | {"requests", "tyro"},
-    "train": {"cog", "gradio", "demo", "predict", "serve"},
+    "train": {"cog", "gradio", "demo", "serving", "predict", "serve"},
     "predict.py": {"timm", "torchvision", "gradio", "train", "demo"},
 }
+SERVING_MAY_IMPORT = {"convmixer", "numpy", "PIL"}
 # What the demo is made of: what the container has, Gradio, and of that two parts.
 DEMO_MAY_IMPORT = {"convmixer", "demo", "torch", "numpy", "PIL", "gradio", "gradio_client", "starlette"}
 ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "onnx", "onnxscript", "onnxruntime", "urllib"}
@@ -50,6 +52,15 @@ def test_rarely_needed_packages_are_imported_where_they_are_used():
         assert not imported(tree.body) & ONLY_INSIDE_FUNCTIONS, file
 
 
+def test_serving_imports_the_package_and_what_reads_pictures():
+    for file in python_files("serving"):
+        tree = ast.parse(file.read_text())
+        types_only = [node.body for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node)]
+        annotations = imported(itertools.chain(*types_only))
+        forbidden = imported(ast.walk(tree)) - annotations - SERVING_MAY_IMPORT - sys.stdlib_module_names
+        assert not forbidden, f"{file} imports {forbidden}"
+
+
 def test_the_demo_imports_what_is_in_the_container_and_gradio():
     for file in python_files("demo"):
         forbidden = imported(ast.walk(ast.parse(file.read_text()))) - DEMO_MAY_IMPORT - sys.stdlib_module_names
@@ -81,6 +92,15 @@ def test_importing_the_package_loads_no_door():
     code = f"import sys, convmixer; print(*sorted({DOORS!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    "module", ["convmixer.preprocessing", "serving.decoder", "serving.decoding", "predict", "serve"]
+)
+def test_who_only_decodes_or_starts_does_not_wait_for_pytorch(module):
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def test_the_containers_requirements_are_few_and_pinned():
