@@ -5,6 +5,7 @@ import io
 import math
 import os
 import stat
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 64_000_000  # 256 MB once decoded: Pillow keeps an RGB pixel in four bytes
 
 Image.init()  # registers the decoders, of which only these ever see a file
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_MOST_BYTES_A_PIXEL = 16
+_MOST_JPEGS_IN_TIFF = 2**16
 _SUPPORTED = "supported formats are JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF"
 
 # Warning filters belong to the whole process; without a lock two threads could restore them in the wrong order.
@@ -146,6 +150,11 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{name} is {size}, more than the {max_pixels:,} that can be read; make it smaller")
     if width * height == 0:
         raise ImageError(f"{name} has no pixels; give one with at least one")
+    if isinstance(image, TiffImageFile):
+        _check_jpegs_in_tiff(image, name)
+    if isinstance(image, ImageFile.ImageFile):
+        # Pillow copies what it has read of a row at every further block: a row of a million blocks would take hours.
+        image.decodermaxblock = max(image.decodermaxblock, _MOST_BYTES_A_PIXEL * width)
     image.load()
     rgb = _to_rgb(image)
     rgb.info.clear()  # nothing may be applied twice, should the result be loaded again
@@ -153,6 +162,43 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         rgb.getexif()[ExifTags.Base.Orientation] = int(image.getexif()[ExifTags.Base.Orientation])
     ImageOps.exif_transpose(rgb, in_place=True)
     return rgb
+
+
+def _check_jpegs_in_tiff(image: TiffImageFile, name: str) -> None:
+    """Refuse a TIFF with a strip or tile that is a JPEG smaller than its place.
+
+    Pillow 12.3 with libtiff 4.7.1 then gives whatever the memory held before: perhaps somebody else's picture.
+    """
+    tags = image.tag_v2
+    if tags.get(ExifTags.Base.Compression) not in (6, 7) or image.fp is None:
+        return
+    width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+    if ExifTags.Base.TileOffsets in tags:
+        width, height = tags[ExifTags.Base.TileWidth], tags[ExifTags.Base.TileLength]
+        rows, offsets = height, tags[ExifTags.Base.TileOffsets]
+    else:
+        rows, offsets = min(tags.get(ExifTags.Base.RowsPerStrip, height), height), tags[ExifTags.Base.StripOffsets]
+    strips = math.ceil(height / rows)
+    for i, offset in enumerate(offsets[:_MOST_JPEGS_IN_TIFF]):
+        found = _jpeg_size(image.fp, offset)
+        is_small = found[0] < width or found[1] < min(rows, height - rows * (i % strips))
+        if is_small or len(offsets) > _MOST_JPEGS_IN_TIFF:
+            raise ImageError(
+                f"{name} is a TIFF whose parts have the wrong size; save it again with another compression"
+            )
+
+
+def _jpeg_size(file: BinaryIO, start: int) -> tuple[int, int]:
+    """(width, height) out of the header of the JPEG that begins at ``start``; (0, 0) where there is none."""
+    file.seek(start + 2)
+    for _ in range(100):
+        marker, length = struct.unpack(">HH", file.read(4))
+        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
+            return struct.unpack(">xHH", file.read(5))[::-1]
+        if marker <= 0xFF00 or marker == 0xFFDA:
+            break
+        file.seek(length - 2, os.SEEK_CUR)
+    return 0, 0
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -163,7 +209,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA")  # Pillow knows no other way from here to RGBA
     if not image.has_transparency_data:
         return image.convert("RGB")
-    image = image.convert("RGBA")
+    if image.mode != "RGBA":  # or the conversion would be one more copy
+        image = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(image, mask=image)
     return canvas

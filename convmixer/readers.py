@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .model import ConvMixerConfig
+from .pickles import PickleError, check_pickles
 
 METADATA_KEY = "convmixer"  # the one entry that our own safetensors files carry beside the tensors
 STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm names them, the preferred one first
@@ -172,7 +173,11 @@ def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
     try:
         with _process_wide_settings, torch.serialization.safe_globals(_IGNORED_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickle protocols and sparse tensors: they end as errors below
+            with open(path, "rb") as file:
+                check_pickles(file)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except PickleError as error:
+        raise CheckpointError(str(error)) from error
     except Exception as error:  # a damaged pickle can trip torch into nearly any exception
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:
@@ -226,5 +231,6 @@ def _timm_name(name: str, head: int) -> str:
 
 
 def error_summary(error: Exception) -> str:
-    """The first sentence of another library's error, or the error's type when it says nothing."""
-    return re.split(r"\n|\. ", str(error))[0][:200] or type(error).__name__
+    """The first sentence of another library's error, printable, or the error's type when it says nothing."""
+    text = re.split(r"\n|\. ", str(error))[0][:200]
+    return "".join(character if character.isprintable() else "?" for character in text) or type(error).__name__
