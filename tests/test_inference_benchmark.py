@@ -1,4 +1,4 @@
-"""The inference benchmark: that it runs, what it writes, and that it notices wrong logits. No speed is tested."""
+"""The benchmarks of inference: they run, write what they should, and notice wrong logits. No speed is tested."""
 
 import json
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.answer import Stopwatch, taken_apart
 from benchmarks.inference import Failure, check_logits
 from benchmarks.inference_report import markdown, summary
+from convmixer import Classifier
 
 SHIPPED = "convmixer_256_8_cifar10"
 
@@ -110,3 +112,36 @@ def test_the_best_peer_is_one_of_the_same_precision(result):
     assert [*summary(result["cells"])][-1] == f"| ours float32 | `{SHIPPED}` | 4 | 3.20 | 1.60 (ONNX Runtime) | 80 % |"
     del result["cells"][0]["contestants"]["ours float32"]
     assert [*summary(result["cells"])] == []
+
+
+def test_the_parts_of_an_answer_add_up(python, tmp_path):
+    file = tmp_path / "figures.json"
+    done = python("benchmarks/answer.py", "--models", SHIPPED, "--rounds", 1, "--threads", 1, "--json", file)
+    assert done.returncode == 0, done.stderr
+    pictures = json.loads(file.read_text())["milliseconds"][SHIPPED]
+    assert [what.split(",")[0] for what in pictures] == ["JPEG 4000 x 3000", "JPEG 640 x 480", "PNG 32 x 32"]
+    for parts in pictures.values():  # of a single round, so that each median is the value itself
+        whole = parts.pop("classify")
+        assert whole == pytest.approx(sum(parts.values()))
+        assert all(parts[part] > 0 for part in ("read and decode", "resize and crop", "tensor", "network"))
+    assert f"| `{SHIPPED}`, milliseconds |" in done.stdout
+
+
+def test_an_inner_part_is_not_counted_twice():
+    watch = Stopwatch(clock=iter([10, 11, 15, 18]).__next__)  # outer begins, inner begins, inner ends, outer ends
+    inner = watch.timed("read and decode", lambda: "answer")
+    assert watch.timed("network", inner)() == "answer"
+    assert (watch.seconds["network"], watch.seconds["read and decode"]) == (1 + 3, 4)
+
+
+def test_classify_is_as_before_once_it_was_taken_apart():
+    before = Classifier.classify, Classifier.logits
+    with taken_apart():
+        assert Classifier.classify is not before[0]
+    assert (Classifier.classify, Classifier.logits) == before
+
+
+def test_answer_names_a_wrong_argument_in_one_line(python):
+    done = python("benchmarks/answer.py", "--json", "no/such/folder/figures.json")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "there is no folder for no/such/folder/figures.json" in done.stderr
