@@ -41,10 +41,11 @@ def supervise(command: list[str], folder: Path, environment: Mapping[str, str]) 
     while True:
         started = time.monotonic()
         # Should this process be killed, the server gets SIGTERM.
-        server = subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=before_start).pid
+        process = subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=before_start)
+        server = process.pid
         for number in asked:  # in the meantime
             os.kill(server, number)
-        status = _wait_for(server)
+        status = process.returncode = _wait_for(server)  # it would look for the process itself otherwise
         server = 0
         if asked:
             break
@@ -65,7 +66,7 @@ def supervise(command: list[str], folder: Path, environment: Mapping[str, str]) 
 
 def pause_before(deaths: int) -> float:
     """Seconds to wait after so many ends in a row."""
-    return 0.0 if deaths == 1 else min(LONGEST_PAUSE, 2.0 ** (deaths - 2))
+    return 0.0 if deaths == 1 else min(LONGEST_PAUSE, 2.0 ** min(deaths - 2, 9))
 
 
 def _wait_for(server: int) -> int:

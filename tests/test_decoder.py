@@ -31,6 +31,7 @@ from serving.decoder import Decoder
 
 SMALL = encoded(noise(60, 50))
 OTHER = encoded(noise(60, 50, seed=1))
+TASK = b'{"target_size": null, "preprocessing": null}'
 CRASHED = "the picture could not be decoded: the decoder crashed; save it again in another format"
 
 
@@ -247,6 +248,15 @@ def test_a_cancelled_request_ends_the_process_and_leaves_no_answer(decoder):
     assert decoder.load(OTHER) == load_image(OTHER)
 
 
+def test_an_answer_that_nobody_waited_for_is_not_given_to_the_next_request(decoder):
+    decoder.load(SMALL)
+    child = decoder._children[0]
+    request = module.REQUEST.pack(len(TASK), len(SMALL)) + TASK + SMALL
+    child.busy = True  # as a request leaves it that is cancelled before it could even end the process
+    child._send(request, time.monotonic() + 60)
+    assert decoder.load(OTHER) == load_image(OTHER)
+
+
 def test_a_request_may_be_cancelled_at_any_moment(decoder):
     pictures = [encoded(noise(40, 40, seed)) for seed in range(4)]
     wanted = [load_image(picture) for picture in pictures]
@@ -316,21 +326,21 @@ def test_where_no_process_can_be_started_pictures_are_decoded_here(monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "reply",
+    ("method", "reply"),
     [
-        "REPLY.pack(PIXELS, 2**31, 2**31)",
-        "REPLY.pack(PIXELS, 31, 32) + bytes(31 * 32 * 3)",
-        "REPLY.pack(PIXELS, 0, 0)",
-        "REPLY.pack(MESSAGE, 2**31, 0)",
-        "b'?' * 9",
+        ("load", "REPLY.pack(PIXELS, 2**31, 2**31)"),
+        ("load", "REPLY.pack(PIXELS, 0, 0)"),
+        ("load", "REPLY.pack(MESSAGE, 2**31, 0)"),
+        ("load", "b'?' * 9"),
+        ("prepare", "REPLY.pack(PIXELS, 31, 32) + bytes(31 * 32 * 3)"),
     ],
 )
-def test_a_process_that_was_taken_over_is_not_believed(monkeypatch, reply):
+def test_a_process_that_was_taken_over_is_not_believed(monkeypatch, method, reply):
     code = "from serving.decoding import *; connection = socket.socket(fileno=int(sys.argv[2]));"
     code = f"import sys; sys.path.insert(0, sys.argv[1]); {code} connection.sendall(HELLO + {reply});"
     monkeypatch.setattr(module, "CODE", f"{code} connection.recv(10**6)")
     with contextlib.closing(Decoder()) as decoder, pytest.raises(ImageError, match="could not be decoded"):
-        decoder.prepare(SMALL, CIFAR10)
+        decoder.load(SMALL) if method == "load" else decoder.prepare(SMALL, CIFAR10)
 
 
 def test_what_the_process_says_is_one_line():
