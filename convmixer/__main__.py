@@ -33,6 +33,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     classify.add_argument("--json", action="store_true", help="one JSON object a line")
     classify.add_argument("--heatmap", metavar="FILE", help="write where the best class was seen, as a picture")
     classify.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one")
+    classify.add_argument(
+        "--precision",
+        default="float32",
+        metavar="FORMAT",
+        help="float32, or bfloat16 or int8: faster and less exact, on CPUs that have them; default: float32",
+    )
 
     models = commands.add_parser("models", help="list the models", description="List the models that have a name.")
     models.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -93,7 +99,12 @@ def run_classify(arguments: argparse.Namespace) -> int:
     from .images import ImageError
     from .sample import draw_sample
 
-    classifier = Classifier(arguments.model, device=arguments.device, progress=terminal_progress(arguments.model))
+    classifier = Classifier(
+        arguments.model,
+        device=arguments.device,
+        precision=arguments.precision,
+        progress=terminal_progress(arguments.model),
+    )
     sources = {"sample": draw_sample()} if arguments.sample else dict.fromkeys(files_in(arguments.images))
     if not sources:
         return fail(f"{', '.join(arguments.images)}: no file in this folder; name a picture or a folder of pictures")

@@ -9,16 +9,18 @@ from PIL import Image
 from torch import Tensor
 
 from . import zoo
+from .engine import PRECISIONS, Engine, KernelError
 from .explain import HeatMap, class_activation_map
 from .images import load_image
-from .model import build
+from .model import ConvMixer, build
 from .preprocessing import crop_box, preprocess
 from .weights import Checkpoint
 
-# Pictures run through the network together while one feature map of them all fits in this many bytes: larger slices
-# fall out of the CPU's cache between two layers, and take longer a picture than one at a time.
+# Pictures that are in memory together. The engine goes through them as it suits the CPU's cache.
+SLICE = 64
+# Without an engine, pictures run through the network together while one feature map of them all fits in this many
+# bytes: larger slices fall out of the cache between two layers, and take longer a picture than one at a time.
 CPU_SLICE_BYTES = 4 * 2**20
-CUDA_SLICE = 64
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,15 @@ class Classifier:
 
     model: a name of `convmixer.zoo.MODELS`, "auto", or a checkpoint file; a named model is downloaded once.
     device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
+    precision: on the CPU, what most of the arithmetic is done in: "float32", whose logits are those of the network;
+        "bfloat16" or "int8", which are faster and less exact, where the processor has them.
     progress: called with (bytes so far, total bytes or None) during a download.
 
-    Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device that cannot be used. The methods
-    raise ImageError for a picture that cannot be read.
+    Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device or precision that cannot be used.
+    The methods raise ImageError for a picture that cannot be read.
+
+    On the CPU the network runs through `convmixer.engine`, with the weights that it had at the start. Where there is no
+    compiler for that, ``engine`` is None and PyTorch runs it.
     """
 
     def __init__(
@@ -49,9 +56,11 @@ class Classifier:
         model: str = "auto",
         *,
         device: str | torch.device | None = None,
+        precision: str = "float32",
         progress: Callable[[int, int | None], None] | None = None,
     ):
         self.device = choose_device(device)  # first: a mistyped device should not cost a download
+        _check_precision(precision, self.device)
         checkpoint: Checkpoint = zoo.load(model, progress)
         self.name = checkpoint.name
         self.config = checkpoint.config
@@ -60,6 +69,7 @@ class Classifier:
         self.accuracy = checkpoint.accuracy
         self.training = checkpoint.training
         self.network = build(checkpoint.config, checkpoint.state_dict).to(self.device).eval()
+        self.engine = _engine(self.network, precision) if self.device.type == "cpu" else None
 
     def classify(self, image, top_k: int = 5) -> list[Prediction]:
         """The ``top_k`` best classes of one picture, best first; all of them where there are fewer."""
@@ -80,7 +90,7 @@ class Classifier:
         images, rows = iter(images), []
         while slice_ := list(islice(images, self._slice_size())):
             batch = torch.stack([image if isinstance(image, Tensor) else self.prepare(image) for image in slice_])
-            rows.append(self.network(batch.to(self.device)).float().cpu())
+            rows.append(self._run(batch))
         return torch.cat(rows) if rows else torch.empty(0, self.config.num_classes)
 
     def prepare(self, image) -> Tensor:
@@ -115,8 +125,21 @@ class Classifier:
     def _look(self, image) -> tuple[Image.Image, Tensor, Tensor]:
         """The decoded picture, its last feature map (dim, h, w), and its scores (classes,) on the CPU."""
         picture = self._load(image)
-        features = self.network.forward_features(preprocess(picture, self.preprocessing).to(self.device)[None])
-        return picture, features[0], self.network.forward_head(features).float().cpu().softmax(dim=1)[0]
+        logits, features = self._run_with_features(preprocess(picture, self.preprocessing)[None])
+        return picture, features[0], logits.softmax(dim=1)[0]
+
+    def _run(self, batch: Tensor) -> Tensor:
+        """Logits, float32 on the CPU, of a batch (N, 3, H, W) on the CPU."""
+        if self.engine:
+            return self.engine(batch)
+        return self.network(batch.to(self.device)).float().cpu()
+
+    def _run_with_features(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the last feature map (N, dim, h, w) on the device."""
+        if self.engine:
+            return self.engine.with_features(batch)
+        features = self.network.forward_features(batch.to(self.device))
+        return self.network.forward_head(features).float().cpu(), features
 
     def _heatmap(self, picture: Image.Image, features: Tensor, index: int) -> HeatMap:
         head = self.network.head
@@ -127,8 +150,8 @@ class Classifier:
         return load_image(image, target_size=self.preprocessing.resize)
 
     def _slice_size(self) -> int:
-        if self.device.type != "cpu":
-            return CUDA_SLICE
+        if self.engine or self.device.type != "cpu":
+            return SLICE
         side = self.preprocessing.size // self.config.patch_size
         return max(1, CPU_SLICE_BYTES // (4 * self.config.dim * side * side))
 
@@ -141,6 +164,23 @@ class Classifier:
 def _check_top_k(top_k: int) -> None:
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
         raise ValueError(f"top_k is {top_k!r}; it must be a whole number of at least 1")
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if precision != "float32" and device.type != "cpu":
+        raise ValueError(f"precision {precision!r} is for the CPU; on {device.type} it must be 'float32'")
+
+
+def _engine(network: ConvMixer, precision: str) -> Engine | None:
+    """None where this machine cannot have one. Raises ValueError if the precision then cannot be had either."""
+    try:
+        return Engine(network, precision)
+    except KernelError as error:
+        if precision != "float32":
+            raise ValueError(f"precision {precision!r} cannot be used ({error}); try 'float32'") from error
+        return None
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -40,10 +40,17 @@ def test_an_impossible_top_k_is_named(classifier, picture, top_k):
         classifier.classify(picture(), top_k)
 
 
-def test_many_pictures_give_what_each_gives_alone(classifier, picture, monkeypatch):
-    monkeypatch.setattr(classifier_module, "CPU_SLICE_BYTES", 3 * 4 * 16 * 16 * 16)  # three pictures of 16 channels
+@pytest.mark.parametrize("has_engine", [True, False])
+def test_many_pictures_give_what_each_gives_alone(classifier, picture, monkeypatch, has_engine):
     sizes = []
-    classifier.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    if has_engine:
+        engine = classifier.engine or pytest.skip("the CPU kernel cannot be compiled here")
+        monkeypatch.setattr(classifier_module, "SLICE", 3)
+        classifier.engine = lambda batch: sizes.append(len(batch)) or engine(batch)
+    else:
+        classifier.engine = None
+        monkeypatch.setattr(classifier_module, "CPU_SLICE_BYTES", 3 * 4 * 16 * 16 * 16)  # three pictures of 16 channels
+        classifier.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     pictures = [picture(40 + i, 50 - i, seed=i) for i in range(8)]
     together = classifier.logits(iter(pictures))
     assert sizes == [3, 3, 2]
