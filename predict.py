@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Optional
 
 from cog import BaseModel, BaseRunner, Input, Path
 
+from serving.cancelling import start_threads_elsewhere
 from serving.decoder import Decoder
 from serving.watchdog import Watchdog, leave_signals_to_the_server
 
@@ -53,6 +54,7 @@ class Predictor(BaseRunner):
         Whatever that is now stays "auto" as long as the server runs. Raises what zoo.load raises.
         """
         leave_signals_to_the_server()
+        start_threads_elsewhere()
         # Cog leaves behind the files of failed downloads and those that run() returns. In a folder of their own they
         # can be deleted, and told from all other files of the server.
         self._folder = tempfile.TemporaryDirectory(prefix="convmixer-")
