@@ -17,7 +17,7 @@ _tasks: queue.SimpleQueue = queue.SimpleQueue()
 
 
 class _Executor(concurrent.futures.ThreadPoolExecutor):
-    """A ThreadPoolExecutor that leaves the start of its threads to another thread. Each task has a thread of its own."""
+    """A ThreadPoolExecutor whose threads another thread starts. Each task has one of its own."""
 
     def submit(self, function, /, *arguments, **options) -> concurrent.futures.Future:
         future = concurrent.futures.Future()
