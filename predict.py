@@ -16,6 +16,7 @@ from cog import BaseModel, BaseRunner, Input, Path
 
 from serving.cancelling import start_threads_elsewhere
 from serving.decoder import Decoder
+from serving.leftovers import start_deleting
 from serving.watchdog import Watchdog, leave_signals_to_the_server
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Predictor(BaseRunner):
         """
         leave_signals_to_the_server()
         start_threads_elsewhere()
+        start_deleting()
         # Cog leaves behind the files of failed downloads and those that run() returns. In a folder of their own they
         # can be deleted, and told from all other files of the server.
         self._folder = tempfile.TemporaryDirectory(prefix="convmixer-")
