@@ -91,7 +91,7 @@ HOSTILE_VALUES = (
 )  # fmt: skip
 
 
-def _changed_tree(rng: Rng, value: object, depth: int = 0) -> object:
+def changed_tree(rng: Rng, value: object, depth: int = 0) -> object:
     """A JSON value in which one thing is another, missing, or there twice."""
     if isinstance(value, dict) and value and not (depth and chance(rng, 0.15)):
         key = pick(rng, list(value))
@@ -103,7 +103,7 @@ def _changed_tree(rng: Rng, value: object, depth: int = 0) -> object:
             case 2:
                 return dict.fromkeys(value, value[key])
             case _:
-                return value | {key: _changed_tree(rng, value[key], depth + 1)}
+                return value | {key: changed_tree(rng, value[key], depth + 1)}
     if isinstance(value, list) and value and chance(rng, 0.7):
         at = int(rng.integers(len(value)))
         match int(rng.integers(4)):
@@ -112,13 +112,13 @@ def _changed_tree(rng: Rng, value: object, depth: int = 0) -> object:
             case 1:
                 return [*value, *[value[at]] * int(pick(rng, (1, 2, 1000)))]
             case _:
-                return [*value[:at], _changed_tree(rng, value[at], depth + 1), *value[at + 1 :]]
+                return [*value[:at], changed_tree(rng, value[at], depth + 1), *value[at + 1 :]]
     if isinstance(value, int) and chance(rng, 0.3):
         return value + int(rng.integers(-3, 4))
     return pick(rng, HOSTILE_VALUES)
 
 
-def _changed_text(rng: Rng, text: str) -> str:
+def changed_text(rng: Rng, text: str) -> str:
     """JSON that is odd as a text: nested too deep, numbers too long, keys twice."""
     match int(rng.integers(7)):
         case 0:
@@ -142,10 +142,10 @@ def hostile_description(rng: Rng) -> bytes:
     """Our own file, whose metadata entry says something else."""
     changed = description()
     for _ in range(int(rng.integers(1, 4))):
-        changed = _changed_tree(rng, changed)
+        changed = changed_tree(rng, changed)
         changed = changed if isinstance(changed, dict) else {"format_version": 1, "name": changed}
     text = json.dumps(changed)
-    text = _changed_text(rng, text) if chance(rng, 0.25) else text
+    text = changed_text(rng, text) if chance(rng, 0.25) else text
     return safetensors.torch.save(tiny(rng), {"convmixer": text})
 
 
@@ -173,11 +173,11 @@ def hostile_header(rng: Rng) -> bytes:
             )
             header[name] = header[name] | {field: pick(rng, values)}
         else:
-            header = _changed_tree(rng, header)
+            header = changed_tree(rng, header)
             if not isinstance(header, dict) or not header:
                 break
     text = json.dumps(header)
-    text = (_changed_text(rng, text) if chance(rng, 0.2) else text).encode(errors="surrogatepass")
+    text = (changed_text(rng, text) if chance(rng, 0.2) else text).encode(errors="surrogatepass")
     said = len(text) if chance(rng, 0.85) else pick(rng, (0, 1, len(text) - 1, 2**31, 2**63, 2**64 - 1, 100_000_001))
     if not text.startswith(b"{") and chance(rng, 0.5):
         text = b"{" + text
