@@ -159,7 +159,7 @@ def answer(
         prepared = decoder.prepare(picture, classifier.preprocessing)
         ranked, path = classifier.classify(prepared, top_k), None
     else:
-        whole = decoder.load(picture, target_size=classifier.preprocessing.resize)
+        whole = decoder.load(picture, target_size=classifier.heatmap_side)
         ranked, evidence = classifier.classify_with_heatmap(whole, top_k)
         path = save_heatmap(evidence.overlay(), heatmap_folder)
     predictions = [Prediction(label=each.label, index=each.index, score=each.score) for each in ranked]

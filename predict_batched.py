@@ -111,7 +111,7 @@ class Predictor(BaseRunner):
         """The same for one picture by itself, with a heat map, whose file lives as long as Cog holds the output."""
 
         def prepare() -> tuple[Any, int]:
-            return self.single.decoder.load(self._read(image), target_size=classifier.preprocessing.resize), top_k
+            return self.single.decoder.load(self._read(image), target_size=classifier.heatmap_side), top_k
 
         async with self.one_heatmap:
             run = functools.partial(look, classifier)  # equal to no other, so that it is no one's but this request's

@@ -21,6 +21,7 @@ SLICE = 64
 # Without an engine, pictures run through the network together while one feature map of them all fits in this many
 # bytes: larger slices fall out of the cache between two layers, and take longer a picture than one at a time.
 CPU_SLICE_BYTES = 4 * 2**20
+HEATMAP_DETAIL = 1024  # pixels: a picture under a heat map is not read at a smaller short side
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Classifier:
         self.network = build(checkpoint.config, checkpoint.state_dict).to(self.device).eval()
         self.engine = _engine(self.network, precision) if self.device.type == "cpu" else None
 
+    @property
+    def heatmap_side(self) -> int:
+        """The ``target_size``, in pixels, at which load_image should read a picture that gets a heat map."""
+        return max(HEATMAP_DETAIL, self.preprocessing.resize)
+
     def classify(self, image, top_k: int = 5) -> list[Prediction]:
         """The ``top_k`` best classes of one picture, best first; all of them where there are fewer."""
         return self.classify_many([image], top_k)[0]
@@ -95,7 +101,7 @@ class Classifier:
 
     def prepare(self, image) -> Tensor:
         """One picture as the network's input: normalised float32 (3, size, size), far smaller than most pictures."""
-        return preprocess(self._load(image), self.preprocessing)
+        return preprocess(load_image(image, target_size=self.preprocessing.resize), self.preprocessing)
 
     def heatmap(self, image, index: int | None = None) -> HeatMap:
         """The class activation map of class ``index``, by default the best one. Raises ValueError for no such class."""
@@ -124,7 +130,7 @@ class Classifier:
 
     def _look(self, image) -> tuple[Image.Image, Tensor, Tensor]:
         """The decoded picture, its last feature map (dim, h, w), and its scores (classes,) on the CPU."""
-        picture = self._load(image)
+        picture = load_image(image, target_size=self.heatmap_side)
         logits, features = self._run_with_features(preprocess(picture, self.preprocessing)[None])
         return picture, features[0], logits.softmax(dim=1)[0]
 
@@ -145,9 +151,6 @@ class Classifier:
         head = self.network.head
         values = class_activation_map(features, head.weight[index], head.bias[index]).float().cpu().numpy()
         return HeatMap(self.labels[index], index, values, crop_box(picture.size, self.preprocessing), picture)
-
-    def _load(self, image) -> Image.Image:
-        return load_image(image, target_size=self.preprocessing.resize)
 
     def _slice_size(self) -> int:
         if self.engine or self.device.type != "cpu":

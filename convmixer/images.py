@@ -17,6 +17,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 64_000_000  # 256 MB once decoded: Pillow keeps an RGB pixel in four bytes
+# A JPEG read at 1/2, 1/4 or 1/8 of its sides costs a fraction of the time. What is left is at least so many times what
+# the caller needs, so that the resize after it still averages over several pixels and hides the difference.
+DRAFT_MARGIN = 3
 
 Image.init()  # registers the decoders, of which only these ever see a file
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -39,11 +42,11 @@ def load_image(source, *, max_pixels: int = MAX_PIXELS, target_size: int | None 
     orientation is applied. The result carries no metadata.
 
     source: path (str or os.PathLike), bytes-like, binary file object (read whole) or PIL image (its current frame).
-    max_pixels: a larger picture is refused from its header, before any pixel is decoded. Only a JPEG of one scan, from
-        a file or bytes, is read at 1/2, 1/4 or 1/8 of its sides if that fits: libjpeg does this in little memory.
-        Pictures within the limit are always decoded at full resolution.
-    target_size: the shortest side the caller needs, in pixels. A JPEG over the limit is then read at the smallest
-        scale that leaves its short side twice that or more; with None, at the largest that fits.
+    target_size: the shortest side the caller needs, in pixels. A JPEG, from a file or bytes, is then decoded at the
+        smallest of 1/2, 1/4 and 1/8 of its sides that is whole and leaves its short side DRAFT_MARGIN times that, if
+        any does. None: all pixels.
+    max_pixels: a larger picture is refused from its header, before any pixel is decoded. Only a JPEG of one scan is
+        then decoded at such a fraction, whole or not, if that fits: libjpeg does this in little memory.
 
     Raises ImageError, and nothing else, if the source gives no picture.
     """
@@ -53,7 +56,7 @@ def load_image(source, *, max_pixels: int = MAX_PIXELS, target_size: int | None 
     stream, name = _open(source)
     with stream, _pillow_guarded(name):
         image = _identify(stream, name)
-        if isinstance(image, JpegImageFile) and math.prod(image.size) > max_pixels:
+        if isinstance(image, JpegImageFile):
             _reduce(image, stream, max_pixels, target_size)
         return _decode(image, name, max_pixels)
 
@@ -129,18 +132,28 @@ def _identify(stream: BinaryIO, name: str) -> ImageFile.ImageFile:
 
 def _reduce(image: JpegImageFile, stream: BinaryIO, max_pixels: int, target_size: int | None) -> None:
     """Have libjpeg decode at the scale that load_image describes, if there is one."""
-    # Unless the first scan holds the whole picture, libjpeg keeps all coefficients in memory at full size. Pillow has
-    # just read that scan's header: its length in two bytes, the number of components, two bytes for each, three more.
+    width, height = image.size
+    too_large = width * height > max_pixels
+    if too_large:
+        if not _has_one_scan(image, stream):
+            return
+        scales = [s for s in (2, 4, 8) if math.ceil(width / s) * math.ceil(height / s) <= max_pixels]
+    else:  # other scales would stretch the picture by what is missing in its last column or row
+        scales = [s for s in (1, 2, 4, 8) if width % s == height % s == 0]
+    if scales:
+        enough = [s for s in scales if target_size and min(width, height) // s >= DRAFT_MARGIN * target_size]
+        scale = max(enough, default=scales[0])
+        if scale > 1:
+            image.draft(None, (max(1, width // scale), max(1, height // scale)))
+
+
+def _has_one_scan(image: JpegImageFile, stream: BinaryIO) -> bool:
+    """Whether the first scan holds the whole picture. If not, libjpeg keeps all coefficients in memory at full size."""
+    # Pillow has just read that scan's header: its length in two bytes, the number of components, two bytes for each,
+    # three more.
     length = 6 + 2 * image.layers
     stream.seek(-length, os.SEEK_CUR)
-    if stream.read(3) != bytes([0, length, image.layers]) or "progressive" in image.info:
-        return
-    width, height = image.size
-    fitting = [s for s in (2, 4, 8) if math.ceil(width / s) * math.ceil(height / s) <= max_pixels]
-    if fitting:
-        enough = [scale for scale in fitting if target_size and min(width, height) // scale >= 2 * target_size]
-        scale = max(enough, default=fitting[0])
-        image.draft(None, (max(1, width // scale), max(1, height // scale)))
+    return stream.read(3) == bytes([0, length, image.layers]) and "progressive" not in image.info
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

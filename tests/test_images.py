@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, features
 
 from convmixer import images
 from convmixer.images import ImageError, load_image
+from convmixer.preprocessing import Preprocessing, resize_and_crop
 
 ORIENTATION = 0x0112
 WHITE = (255, 255, 255)
@@ -301,8 +302,8 @@ def gradient(width: int, height: int) -> Image.Image:
     ("target_size", "size"),
     [
         (None, (400, 300)),  # the largest that fits
-        (30, (100, 75)),  # twice 30 is below 75
-        (38, (200, 150)),  # twice 38 is above 75
+        (25, (100, 75)),  # three times 25
+        (26, (200, 150)),
         (100, (400, 300)),
         (500, (400, 300)),  # less than wanted, but all that fits
     ],
@@ -317,10 +318,31 @@ def test_jpeg_over_the_limit_is_reduced(target_size, size):
     assert load_image(rotated, max_pixels=200_000, target_size=target_size).size == size[::-1]
 
 
-def test_jpeg_within_the_limit_is_not_reduced():
-    data = encode(noise(800, 600), "JPEG")
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_within_the_limit_is_reduced_for_who_needs_less(progressive):
+    data = encode(noise(800, 600), "JPEG", progressive=progressive)
     expected = np.asarray(Image.open(io.BytesIO(data)))
-    assert np.array_equal(pixels(data, max_pixels=480_000, target_size=8), expected)
+    assert np.array_equal(pixels(data, max_pixels=480_000), expected)
+    assert np.array_equal(pixels(data, target_size=101), expected)  # half the sides is less than three times that
+    sizes = {side: load_image(data, target_size=side).size for side in (100, 51, 50, 26, 25, 1)}
+    half, quarter, eighth = (400, 300), (200, 150), (100, 75)
+    assert sizes == {100: half, 51: half, 50: quarter, 26: quarter, 25: eighth, 1: eighth}
+    assert load_image(encode(noise(804, 600), "JPEG"), target_size=1).size == (201, 150)  # an eighth is not whole
+    assert load_image(encode(noise(801, 600), "JPEG"), target_size=1).size == (801, 600)
+    assert load_image(Image.open(io.BytesIO(data)), target_size=1).size == (800, 600)  # the caller's own picture
+    assert load_image(encode(noise(800, 600), "PNG"), target_size=1).size == (800, 600)
+
+
+def test_a_reduced_jpeg_looks_the_same_to_the_network(photos):
+    for name in ("dog", "cat", "pizza", "shuttle"):
+        photo = Image.open(photos / f"{name}.jpg").convert("RGB")
+        for sides, size in [((2400, 1600), 224), ((1600, 1064), 32)]:
+            large = photo.resize(sides, Image.Resampling.LANCZOS)
+            data, wanted = encode(large, "JPEG", quality=90), Preprocessing(size)
+            reduced = load_image(data, target_size=wanted.resize)
+            assert reduced.width == large.width / (2 if size == 224 else 8)
+            seen = [np.asarray(resize_and_crop(image, wanted), dtype=int) for image in (load_image(data), reduced)]
+            assert abs(seen[0] - seen[1]).mean() < 0.8  # of 255
 
 
 def test_large_jpegs_that_stay_refused(no_decoding):
