@@ -17,6 +17,7 @@ from cog import BaseModel, BaseRunner, Input, Path
 from serving.cancelling import start_threads_elsewhere
 from serving.decoder import Decoder
 from serving.leftovers import start_deleting
+from serving.stuck import Unsticker
 from serving.watchdog import Watchdog, leave_signals_to_the_server
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Output(BaseModel):
 
 class Predictor(BaseRunner):
     decoders = 1  # pictures that are decoded at the same time
+    has_one_slot = True  # Cog takes one request at a time
 
     def setup(self) -> None:
         """Load the model that "auto" means, which may be the file that COG_WEIGHTS names, and run it once.
@@ -73,6 +75,9 @@ class Predictor(BaseRunner):
             raise
         self.watchdog = watchdog
         watchdog.arm()
+        self.unsticker = Unsticker(Predictor.run)
+        if self.has_one_slot:
+            self.unsticker.start()
 
     def run(
         self,
@@ -89,6 +94,7 @@ class Predictor(BaseRunner):
         ),
     ) -> Output:
         """Classify one picture. Raises RequestError or ImageError, each with one line for the client."""
+        self.unsticker.begun += 1
         remove_files(self.scratch, keep=image)
         picture = read_picture(image, self.scratch)
         # JSON makes no difference between 5 and 5.0, and Cog passes on either.

@@ -55,6 +55,7 @@ class Predictor(BaseRunner):
         """What predict.py does, with several pictures decoded at once. Raises what zoo.load raises."""
         self.single = predict.Predictor()
         self.single.decoders = min(MAX_DECODERS, os.cpu_count() or 1)
+        self.single.has_one_slot = False
         self.single.setup()
         self.batcher = Batcher(window_s=WINDOW_S, preparers=self.single.decoders)
         self.one_heatmap = asyncio.Semaphore(1)  # the whole picture is held for it, some of which take a gigabyte
