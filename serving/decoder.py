@@ -2,7 +2,7 @@
 
 Decoders are large C libraries that read what strangers send. A fault in one, or a lack of memory, ends the process in
 which it happens, and Cog never replaces its worker. Here that costs one request: it gets one line, and another process
-takes the place of the one that ended.
+takes the place of the one that ended. This contains accidents; it is no sandbox for code that takes a process over.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ MEMORY = 2 * 2**30
 SECONDS = 30.0  # the slowest picture within the limits takes five on a core of its own
 START_SECONDS = 30.0
 RETRY_SECONDS = 10.0  # before a process that would not start is tried again
+CLOSE_SECONDS = 5.0
 POLL_SECONDS = 0.05  # how soon a request that is cancelled while it waits here notices
 MAX_MESSAGE = 1000  # bytes
 # One thread and one heap: many of either would count against the limit of memory, and gain nothing here.
@@ -64,7 +65,7 @@ class Decoder:
                 child.start()
 
     def close(self) -> None:
-        """End the processes; a picture that is being decoded comes first."""
+        """End the processes; a picture that is being decoded comes first if it takes less than CLOSE_SECONDS."""
         self._finalizer()
 
     def prepare(self, picture: bytes, preprocessing: "Preprocessing") -> "Tensor":
@@ -276,8 +277,10 @@ def _one_line(content: bytes) -> str:
 
 def _close(children: list[_Child]) -> None:
     for child in children:
-        with child.lock:
-            child.stop()
+        is_mine = child.lock.acquire(timeout=CLOSE_SECONDS)
+        child.stop()
+        if is_mine:
+            child.lock.release()
 
 
 def _log(line: str) -> None:
