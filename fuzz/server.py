@@ -58,11 +58,11 @@ class Runner:
         """One case: number ``number``, or the request in ``file``."""
         self.sent = make(self.seed, number) if file is None else file.read_bytes()
         if self.server is None:
-            self._start()
+            self.start()
         start = time.monotonic()
         outcome, failure = "broken", ""
         try:
-            outcome = self._send(json.loads(self.sent))
+            outcome = self.send(json.loads(self.sent))
             self._check_health(always=file is not None or number == 0)
         except (AssertionError, OSError, ValueError) as error:
             failure = str(error) or repr(error)
@@ -82,7 +82,7 @@ class Runner:
         self._stop()
         self.web.__exit__()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="convmixer-fuzz-")
         self.server = Server(Path(self.folder.name))
         self.first = self.server.output(image=GOOD)
@@ -95,11 +95,12 @@ class Runner:
             self.folder.cleanup()
             self.server = None
 
-    def _send(self, request: dict) -> str:
-        for _ in range(50):
+    def send(self, request: dict) -> str:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             answer = self._exchange(request)
             status = self._check_answer(answer, request)
-            if status != "409" or not request["answered"]:  # the request before may have left only now
+            if status != "409" or not request["answered"]:  # another one is under way, or has left only now
                 return status
             time.sleep(0.02)
         raise AssertionError("busy for ever, with no other request under way")
@@ -137,11 +138,11 @@ class Runner:
             head, _, rest = answer.partition(b"\r\n\r\n")
             length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
             end = int(length[1]) if length and match[1] != b"100" else 0 if match[1] == b"100" else len(rest)
-            outcomes.append(self._check_one(int(match[1]), head, rest[:end]))
+            outcomes.append(self._check_one(int(match[1]), head, rest[:end], sum(map(len, request["parts"]))))
             answer = rest[end:]
         return outcomes[-1]
 
-    def _check_one(self, status: int, head: bytes, body: bytes) -> str:
+    def _check_one(self, status: int, head: bytes, body: bytes, sent: int) -> str:
         assert status in STATUSES, f"status {status}: {body[:300]!r}"
         text = re.sub(r"base64,[\w+/=]+", "", body.decode())
         for secret in (str(ROOT), self.folder.name, "site-packages", "Traceback", 'File "', "/usr/", "/root"):
@@ -151,7 +152,7 @@ class Runner:
         content = json.loads(body)
         error = content.get("error") or "" if isinstance(content, dict) else ""
         # Cog's own messages repeat the address that could not be fetched.
-        assert len(error) < MAX_ERROR + len(self.sent), f"the error has {len(error)} characters: {error[:300]!r}"
+        assert len(error) < MAX_ERROR + sent, f"the error has {len(error)} characters: {error[:300]!r}"
         assert error.isprintable(), f"the error is not one line: {error[:300]!r}"
         is_prediction = isinstance(content, dict) and "status" in content and "id" in content
         return f"{status} {content['status']}" if is_prediction else str(status)
