@@ -19,7 +19,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .decoding import HELLO, MESSAGE, PIXELS, REPLY, REQUEST, answer
+from .decoding import HELLO, MAX_MESSAGE, MESSAGE, PIXELS, REPLY, REQUEST, answer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +35,6 @@ START_SECONDS = 30.0
 RETRY_SECONDS = 10.0  # before a process that would not start is tried again
 CLOSE_SECONDS = 5.0
 POLL_SECONDS = 0.05  # how soon a request that is cancelled while it waits here notices
-MAX_MESSAGE = 1000  # bytes
 # One thread and one heap: many of either would count against the limit of memory, and gain nothing here.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 CODE = "import sys; sys.path.insert(0, sys.argv[1]); from serving.decoding import main; main(*sys.argv[2:])"
@@ -157,11 +156,11 @@ class _Child:
     def start(self) -> None:
         """Start the process; whether it could be is found out by the next request."""
         self.is_ready = self.busy = False
-        self.socket, theirs = socket.socketpair()
-        self.socket.settimeout(POLL_SECONDS)
-        with theirs:
-            arguments = [ROOT, str(theirs.fileno()), str(self.memory), str(self.seconds)]
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            self.socket, theirs = socket.socketpair()
+            self.socket.settimeout(POLL_SECONDS)
+            with theirs:
+                arguments = [ROOT, str(theirs.fileno()), str(self.memory), str(self.seconds)]
                 self.process = subprocess.Popen(
                     [sys.executable, "-c", CODE, *arguments],
                     stdin=subprocess.PIPE,  # by which it notices that this process has ended

@@ -20,6 +20,7 @@ import struct
 REQUEST = struct.Struct("<IQ")
 REPLY = struct.Struct("<BII")
 PIXELS, MESSAGE = 0, 1  # kinds of reply
+MAX_MESSAGE = 1000  # bytes
 HELLO = b"!"  # sent once, when it can take requests
 
 
@@ -90,5 +91,5 @@ def answer(task: dict, picture: bytes) -> tuple[bytes, bytes]:
         text = str(error)
     except MemoryError:
         text = "the picture needs too much memory to decode; make it smaller and try again"
-    message = text.encode(errors="replace")
+    message = text.encode(errors="replace")[:MAX_MESSAGE]
     return REPLY.pack(MESSAGE, len(message), 0), message

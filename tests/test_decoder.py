@@ -5,6 +5,7 @@ import ctypes
 import io
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -74,6 +75,7 @@ PICTURES = {
     "transparent": encoded(noise(70, 60).convert("RGBA").rotate(30)),
     "16 bits": encoded(Image.fromarray(np.arange(6000, dtype=np.uint16).reshape(60, 100))),
     "one pixel": encoded(noise(1, 1)),
+    "large JPEG": encoded(Image.linear_gradient("L").convert("RGB").resize((2000, 1500)), "JPEG"),
     "a line": encoded(noise(3000, 1)),
     "too large, but a JPEG": encoded(Image.new("RGB", (9000, 8000), "tan"), "JPEG"),
 }
@@ -94,6 +96,10 @@ def test_the_answer_is_the_same_as_without_it(decoder, random_checkpoint):
     classifier = Classifier(str(random_checkpoint()))
     for picture in PICTURES.values():
         assert classifier.classify(decoder.prepare(picture, classifier.preprocessing)) == classifier.classify(picture)
+        found, heatmap = classifier.classify_with_heatmap(decoder.load(picture, classifier.heatmap_side))
+        wanted, expected = classifier.classify_with_heatmap(picture)
+        assert (found, heatmap.box, heatmap.picture) == (wanted, expected.box, expected.picture)
+        assert np.array_equal(heatmap.values, expected.values)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +308,24 @@ def test_nothing_is_left_open():
 
 
 # The process's beginning and end.
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_where_no_file_can_be_opened_pictures_are_decoded_here(capfd):
+    expected = load_image(SMALL)
+    with contextlib.closing(Decoder()) as decoder:
+        with no_more_files():
+            assert decoder.load(SMALL) == expected
+        assert capfd.readouterr().err.startswith("decoder process: it cannot be created; pictures are decoded in")
 
 
 @pytest.mark.parametrize("obstacle", ["it ends at once", "there is no such program"])
