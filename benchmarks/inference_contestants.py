@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.inference_models import ONNX_PACKAGES, Cell, missing
 
-TURN = 0.2  # seconds that a turn lasts at least
+TURN = 0.1  # seconds that a turn lasts at least
 PRODUCT_PICTURES = 16  # at most so many pictures' positions are rows of one matrix product
 
 

@@ -11,6 +11,7 @@ from benchmarks.inference_contestants import MEASURE, OURS, PRODUCTS
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # as Linux calls them
 SMALL = 9  # points, the size of the plot's figures
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # a figure over a line stays readable
 
 
 def machine() -> dict:
@@ -45,7 +46,7 @@ def label(name: str, about: dict) -> str:
 
 def amount(value: float) -> str:
     """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def percent(share: float | None) -> str:
@@ -122,7 +123,7 @@ def table_row(name: str, abouts: list[dict | None]) -> str:
     speeds = [f"{amount(a['images_per_s'])} ({percent(a['share_of_ceiling'])})" if a else "" for a in abouts]
     speeds = [speed.replace(" ()", "") for speed in speeds]
     if name in PRODUCTS:
-        return row(f"only the 1x1 convolutions' products: {text}", *speeds, "", "")
+        return row(f"the 1x1 convolutions alone: {text}", *speeds, "", "")
     memory = [megabytes(about["megabytes"]) for about in (here[0], here[-1])]
     worst = max(about["largest_difference"] for about in here)
     if name in OURS:
@@ -199,7 +200,7 @@ def draw_cell(axes, cell: dict | None, labels: dict[str, str]) -> None:
             value = about["against_timm_eager"]
             colour = HELD_OUT if name in OURS else TRAIN
             axes.barh(place, value, 0.7, color=colour, alpha=1 if about["precision"] == "float32" else 0.45)
-            axes.text(value, place, f" {value:.2f}", va="center", color=INK, fontsize=SMALL)
+            axes.text(value, place, f" {value:.2f}", va="center", color=INK, fontsize=SMALL, bbox=BEHIND)
             furthest = max(furthest, value)
     if cell and cell["floor_s"]:
         ceiling = abouts[MEASURE]["median_s"] / cell["floor_s"]

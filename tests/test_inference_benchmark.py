@@ -102,10 +102,10 @@ def test_logits_that_are_none_end_the_run_in_any_precision(bad):
 
 def test_the_tables_say_what_was_measured(result):
     text = markdown(result)
-    assert "| ONNX Runtime | 1 (50 %) | 400 | 4.0e-03 |" in text
-    assert "| **ours float32** | **1.6 (80 %)** | 250 | 2.5e-03 |" in text
-    assert "| OpenVINO as it comes (bfloat16) | 4 (200 %) | 100 | 1.0e-03 |" in text
-    assert "oneDNN product | 2 (100 %) |" in text
+    assert "| ONNX Runtime | 1.00 (50 %) | 400 | 4.0e-03 |" in text
+    assert "| **ours float32** | **1.60 (80 %)** | 250 | 2.5e-03 |" in text
+    assert "| OpenVINO as it comes (bfloat16) | 4.00 (200 %) | 100 | 1.0e-03 |" in text
+    assert "oneDNN product | 2.00 (100 %) |" in text
 
 
 def test_the_best_peer_is_one_of_the_same_precision(result):
