@@ -46,6 +46,7 @@ class Batcher:
         self._waiting: dict[Run, deque[_Entry]] = {}  # prepared, not yet begun; no empty ones
         self._coming: Counter[Run] = Counter()  # being prepared
         self._is_closed = False
+        self._is_working = True
         self._preparers = ThreadPoolExecutor(preparers, thread_name_prefix="prepare")
         # A daemon: a process that ends without close() does not wait for requests that nobody can answer any more.
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
@@ -94,19 +95,27 @@ class Batcher:
 
     def _work(self) -> None:
         """The device's thread: one batch after the other."""
-        while self._work_once():
-            pass
+        while self._is_working:
+            # Cog cancels by raising an exception in a thread that it knows by number only. Should it ever be this one,
+            # the requests that come later must not wait for a thread that is gone.
+            with contextlib.suppress(BaseException):
+                self._work_once()
 
-    def _work_once(self) -> bool:
-        """Wait for the next batch and run it; False when there will be no more."""
+    def _work_once(self) -> None:
+        """Wait for the next batch and run it."""
         # A function of its own, so that no large item outlives its batch in a variable.
         run, entries = self._next_batch()
         if run is None:
-            return False
-        if not _run_together(run, entries):
+            self._is_working = False
+            return
+        try:
+            if not _run_together(run, entries):
+                for entry in entries:
+                    _run_alone(run, entry)
+        finally:
             for entry in entries:
-                _run_alone(run, entry)
-        return True
+                if not entry.result.done():
+                    entry.result.set_exception(RuntimeError("the request was interrupted; send it again"))
 
     def _next_batch(self) -> tuple[Run | None, list[_Entry]]:
         with self._changed:
@@ -159,7 +168,7 @@ def _run_together(run: Run, entries: list[_Entry]) -> bool:
 def _run_alone(run: Run, entry: _Entry) -> None:
     try:
         (result,) = run([entry.item])
-    except BaseException as error:  # whatever it is: this thread must go on, and the caller must hear of it
+    except Exception as error:
         entry.result.set_exception(error)
     else:
         entry.result.set_result(result)

@@ -1,6 +1,7 @@
 """serving/batching.py by itself: who waits for whom, and who gets which answer."""
 
 import asyncio
+import ctypes
 import random
 import threading
 from functools import partial
@@ -180,6 +181,28 @@ def test_a_cancelled_request_leaves_its_place_to_another():
         assert [answers[2], answers[4]] == [6, 12]
         assert all(isinstance(answers[index], asyncio.CancelledError) for index in (0, 1, 3))
         assert device.batches == [[0], [2, 4]]
+
+    asyncio.run(check())
+
+
+class Stray(BaseException):
+    """What Cog raises in a thread to cancel a request is no Exception either."""
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_stray_exception_does_not_end_the_thread(number):
+    async def check():
+        device, batcher = Device(), Batcher()
+        first = await device.hold(batcher)
+        others = await waiting(batcher, device.run, list(range(1, number + 1)))
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(batcher._thread.ident), ctypes.py_object(Stray)
+        )
+        device.free.set()
+        (failed,) = await asyncio.gather(first, return_exceptions=True)
+        assert repr(failed) == "RuntimeError('the request was interrupted; send it again')"
+        assert await asyncio.gather(*others) == [3 * item for item in range(1, number + 1)]
+        assert await batcher.submit(device.run, lambda: 9) == 27
 
     asyncio.run(check())
 
