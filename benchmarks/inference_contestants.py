@@ -61,6 +61,8 @@ def ours(cell: Cell, precision: str) -> Iterator:
         if precision == "float32":
             raise
         raise Skip(str(error)) from error
+    if not classifier.engine:
+        print("ours: there is no kernel for this machine (no compiler?); PyTorch runs the network", file=sys.stderr)
     yield precision, [(lambda: classifier.logits(pictures).numpy(), 1)]
 
 
