@@ -49,7 +49,8 @@ class Evaluation:
     seed: int = 0  # of that hold-out: the recipe's
     split: Literal["test", "holdout", "tune", "train"] | None = None  # of CIFAR; test by default
     flip: bool = False  # mirrored test-time augmentation: the mean of the logits of each picture and its mirror image
-    amp: Literal["off", "bf16", "fp16", "auto"] = "off"  # precision of the network
+    amp: Literal["off", "bf16", "fp16", "auto"] = "off"  # mixed precision, in PyTorch's operators
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the classifier on a CPU (see README)
     batch_size: int = 256
     device: str | None = None  # cpu, cuda, ...; the GPU where there is one
     workers: int = max(1, min(8, os.cpu_count() or 1))  # processes that read the pictures; 0: this one
@@ -65,6 +66,17 @@ class Mirrored(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.network(x) + self.network(x.flip(3))) / 2
+
+
+class Answering(nn.Module):
+    """The logits that a classifier answers with; its network says where they are wanted."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.classifier, self.network = classifier, classifier.network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier.logits(x)
 
 
 def match_classes(names: tuple[str, ...], labels: tuple[str, ...]) -> tuple[list[int], str]:
@@ -149,7 +161,9 @@ def measure(options: Evaluation) -> dict:
     if options.workers < 0:
         raise DataError(f"--workers is {options.workers}; it must be at least 0")
     is_cifar = find_layout(options.data) is not None
-    classifier = Classifier(options.model, device=options.device)
+    if options.precision != "float32" and options.amp != "off":
+        raise DataError("--amp is for PyTorch's operators and --precision for the CPU's kernel; give one of them")
+    classifier = Classifier(options.model, device=options.device, precision=options.precision)
     data = open_cifar(options) if is_cifar else open_pictures(options, classifier.labels)
     indices, matched_by = match_classes(data.classes, classifier.labels)
     broken: list[str] = []
@@ -157,7 +171,8 @@ def measure(options: Evaluation) -> dict:
         batches = cifar_batches(data, indices, classifier, options.batch_size)
     else:
         batches = source_batches(data, indices, classifier, options, broken)
-    network = Mirrored(classifier.network) if options.flip else classifier.network
+    network = Answering(classifier) if classifier.engine and options.amp == "off" else classifier.network
+    network = Mirrored(network) if options.flip else network
     amp = choose_amp(options.amp, classifier.device)
     start = time.perf_counter()
     counts = evaluate(network, with_progress(batches, len(data)), len(classifier.labels), amp)
