@@ -7,7 +7,6 @@ takes the place of the one that ended. This contains accidents; it is no sandbox
 
 import contextlib
 import itertools
-import json
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .decoding import HELLO, MAX_MESSAGE, MESSAGE, PIXELS, REPLY, REQUEST, answer
+from .decoding import HELLO, MAX_MESSAGE, MESSAGE, PIXELS, REPLY, REQUEST, answer, task_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,12 +90,12 @@ class Decoder:
         """(width, height, RGB pixels): the whole picture, or what the network sees of it. Raises ImageError."""
         from convmixer.images import ImageError
 
-        task = {"target_size": target_size, "preprocessing": preprocessing and preprocessing.to_dict()}
+        task, side = task_of(target_size, preprocessing), preprocessing and preprocessing.size
         turn = next(self._turns) % len(self._children)
         children = self._children[turn:] + self._children[:turn]
         child = next((each for each in children if not each.lock.locked()), children[0])
         try:
-            kind, width, height, content = child.ask(task, picture)
+            kind, width, height, content = child.ask(task, side, picture)
         except _Ended as ended:
             raise ImageError(str(ended)) from None
         if kind == MESSAGE:
@@ -128,8 +127,11 @@ class _Child:
         self.is_ready = self.busy = False
         self.retry_at = 0.0
 
-    def ask(self, task: dict, picture: bytes) -> tuple[int, int, int, bytearray]:
-        """The reply, as in serving/decoding.py: (kind, width, height, content). Raises _Ended."""
+    def ask(self, task: bytes, side: int | None, picture: bytes) -> tuple[int, int, int, bytearray]:
+        """The reply, as in serving/decoding.py: (kind, width, height, content). Raises _Ended.
+
+        side: of the square that was asked for, in pixels; None if the whole picture was.
+        """
         with self.lock:
             try:
                 self._make_ready()
@@ -139,7 +141,7 @@ class _Child:
                 return *REPLY.unpack(header), bytearray(content)
             try:
                 self.busy = True
-                reply = self._exchange(task, picture)
+                reply = self._exchange(task, side, picture)
                 self.busy = False
                 return reply
             except OSError as error:
@@ -208,13 +210,12 @@ class _Child:
             self.retry_at = time.monotonic() + RETRY_SECONDS
             _log(f"decoder process: {reason}; pictures are decoded in the server's own process until it can be started")
 
-    def _exchange(self, task: dict, picture: bytes) -> tuple[int, int, int, bytearray]:
+    def _exchange(self, task: bytes, side: int | None, picture: bytes) -> tuple[int, int, int, bytearray]:
         """Send one request and read the whole reply. Raises OSError if the process ends or is of no use any more."""
         from convmixer.images import MAX_PIXELS
 
         deadline = time.monotonic() + self.seconds + 5  # its own alarm should come first
-        words = json.dumps(task).encode()
-        for part in (REQUEST.pack(len(words), len(picture)) + words, picture):
+        for part in (REQUEST.pack(len(task), len(picture)) + task, picture):
             self._send(part, deadline)
         kind, width, height = REPLY.unpack(self._receive(REPLY.size, deadline))
         if kind == PIXELS:
@@ -222,7 +223,6 @@ class _Child:
         else:
             size, limit = width, MAX_MESSAGE
         # Who knows who speaks, after a picture that was made to take the process over.
-        side = task["preprocessing"] and task["preprocessing"]["size"]
         if not 0 < size <= limit or (kind == PIXELS and side and (width, height) != (side, side)):
             raise ConnectionError("a reply that is none")
         return kind, width, height, self._receive(size, deadline)

@@ -2,7 +2,7 @@
 
 It reads requests from a socket and answers each in turn:
 
-    request  REQUEST: the length of the task and of the picture; the task, JSON; the picture as it came
+    request  REQUEST: the length of the task and of the picture; the task, from task_of; the picture as it came
     reply    REPLY: kind, width, height; then width * height RGB pixels, or width bytes of a message
 
 It does not import PyTorch, and ends as soon as the process that started it does.
@@ -10,12 +10,17 @@ It does not import PyTorch, and ends as soon as the process that started it does
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import resource
 import signal
 import socket
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convmixer.preprocessing import Preprocessing
 
 REQUEST = struct.Struct("<IQ")
 REPLY = struct.Struct("<BII")
@@ -35,7 +40,7 @@ def main(descriptor: str, memory: str, seconds: str) -> None:
     with contextlib.suppress(ConnectionError), connection.makefile("rb") as stream:
         while header := stream.read(REQUEST.size):
             task_size, picture_size = REQUEST.unpack(header)
-            task = json.loads(stream.read(task_size))
+            task = stream.read(task_size)
             picture = stream.read(picture_size)
             # The kernel ends this process when the time is up, whatever code it is in.
             signal.setitimer(signal.ITIMER_REAL, float(seconds))
@@ -73,19 +78,16 @@ def silence() -> None:
         os.dup2(nothing.fileno(), 2)
 
 
-def answer(task: dict, picture: bytes) -> tuple[bytes, bytes]:
-    """The two parts of a reply.
-
-    task: {"target_size": side in pixels or None, as for load_image, "preprocessing": to_dict() of what is to be resized
-    and cropped to, or None for the whole picture}
-    """
+def answer(task: bytes, picture: bytes) -> tuple[bytes, bytes]:
+    """The two parts of a reply to what `task_of` gave and an encoded picture."""
     from convmixer.images import ImageError, load_image
-    from convmixer.preprocessing import Preprocessing, resize_and_crop
+    from convmixer.preprocessing import resize_and_crop
 
+    target_size, preprocessing = _read_task(task)
     try:
-        image = load_image(picture, target_size=task["target_size"])
-        if task["preprocessing"]:
-            image = resize_and_crop(image, Preprocessing.from_dict(task["preprocessing"]))
+        image = load_image(picture, target_size=target_size)
+        if preprocessing:
+            image = resize_and_crop(image, preprocessing)
         return REPLY.pack(PIXELS, *image.size), image.tobytes()
     except ImageError as error:
         text = str(error)
@@ -93,3 +95,21 @@ def answer(task: dict, picture: bytes) -> tuple[bytes, bytes]:
         text = "the picture needs too much memory to decode; make it smaller and try again"
     message = text.encode(errors="replace")[:MAX_MESSAGE]
     return REPLY.pack(MESSAGE, len(message), 0), message
+
+
+@functools.lru_cache
+def task_of(target_size: int | None, preprocessing: "Preprocessing | None") -> bytes:
+    """What is to be done with pictures, as JSON: how load_image reads them, and what they are resized and cropped to.
+
+    Without ``preprocessing`` it is the whole picture that is asked for.
+    """
+    return json.dumps([target_size, preprocessing and preprocessing.to_dict()]).encode()
+
+
+@functools.lru_cache
+def _read_task(task: bytes) -> tuple[int | None, "Preprocessing | None"]:
+    """The inverse of task_of. Both are kept, because all pictures of one model have the same."""
+    from convmixer.preprocessing import Preprocessing
+
+    target_size, preprocessing = json.loads(task)
+    return target_size, preprocessing and Preprocessing.from_dict(preprocessing)

@@ -32,7 +32,6 @@ from serving.decoder import Decoder
 
 SMALL = encoded(noise(60, 50))
 OTHER = encoded(noise(60, 50, seed=1))
-TASK = b'{"target_size": null, "preprocessing": null}'
 CRASHED = "the picture could not be decoded: the decoder crashed; save it again in another format"
 
 
@@ -257,7 +256,8 @@ def test_a_cancelled_request_ends_the_process_and_leaves_no_answer(decoder):
 def test_an_answer_that_nobody_waited_for_is_not_given_to_the_next_request(decoder):
     decoder.load(SMALL)
     child = decoder._children[0]
-    request = module.REQUEST.pack(len(TASK), len(SMALL)) + TASK + SMALL
+    task = module.task_of(None, None)
+    request = module.REQUEST.pack(len(task), len(SMALL)) + task + SMALL
     child.busy = True  # as a request leaves it that is cancelled before it could even end the process
     child._send(request, time.monotonic() + 60)
     assert decoder.load(OTHER) == load_image(OTHER)
