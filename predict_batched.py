@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MODELS = ["auto", "convmixer_1536_20", "convmixer_768_32", "convmixer_1024_20_ks9_p14", "convmixer_256_8_cifar10"]
 WINDOW_S = 0.005
 MAX_DECODERS = 4  # each may need a gigabyte for a very large picture
-ABANDONED_S = 60  # after this time, a file that nobody uses belongs to a download that failed
+ABANDONED_S = 600  # a download that has brought nothing for so long, in seconds, has failed
 
 
 class Prediction(BaseModel):
@@ -122,7 +122,10 @@ class Predictor(BaseRunner):
 
     def _read(self, image: Path) -> bytes:
         remove_abandoned(self.single.scratch, self.inputs)
-        return predict.read_picture(image, self.single.scratch)
+        try:
+            return predict.read_picture(image, self.single.scratch)
+        except FileNotFoundError as error:  # a download that was slow beyond all measure
+            raise predict.RequestError("image took too long to arrive; send it again") from error
 
 
 @dataclass(frozen=True)
@@ -166,28 +169,11 @@ def save_heatmap(evidence: "convmixer.explain.HeatMap", scratch: pathlib.Path) -
 
 
 def remove_abandoned(folder: pathlib.Path, inputs: Collection[pathlib.Path]) -> None:
-    """Delete what failed downloads have left in ``folder``: old files that nobody has open and no request reads.
+    """Delete what nobody has written to ``folder`` for ABANDONED_S, except the inputs of the requests under way.
 
-    Cog deletes a request's input when it is answered. It does not delete the file of a download that failed.
+    Cog deletes a request's input when it is answered, but not the file of a download that failed.
     """
-    old = [file for file in folder.iterdir() if file not in inputs and is_old_file(file)]
-    for file in old and set(old) - open_files():  # a download may be slow
-        with contextlib.suppress(OSError):
-            file.unlink()
-
-
-def is_old_file(path: pathlib.Path) -> bool:
-    try:
-        return path.is_file() and time.time() - path.stat().st_mtime > ABANDONED_S
-    except OSError:  # gone by now
-        return False
-
-
-def open_files() -> set[pathlib.Path]:
-    """What this process has open; on systems other than Linux, nothing is known of that."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for descriptor in pathlib.Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):  # closed by now
-                found.add(pathlib.Path(os.readlink(descriptor)))
-    return found
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):  # it may be gone by now
+            if file not in inputs and file.is_file() and time.time() - file.stat().st_mtime > ABANDONED_S:
+                file.unlink()
