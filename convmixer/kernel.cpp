@@ -40,7 +40,9 @@ constexpr int LANES = 8, ROWS = 6, SPAN = 8;  // 16 registers
 
 constexpr int COLUMNS = 2;  // vectors of output channels in one product; blocks is a multiple of it
 constexpr int PAD = KERNEL / 2;
+// Larger tiles read the weights less often, until they fall out of the level-2 cache.
 constexpr int TILE_PIXELS = 128;
+constexpr size_t WHOLE_MAPS = 64 << 20;  // bytes of feature maps that threads may have of their own, together
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
@@ -71,21 +73,25 @@ struct Shape {
     int64_t blocks;            // of channels
     size_t row, plane, map;    // floats
     int rows, tiles;           // rows of a tile, tiles of a picture
-    int64_t together;          // pictures that go through the network side by side
+    // Pictures that one thread takes through all of the network, so that nobody waits for anybody. The threads share the
+    // tiles of the others, `together` at a time.
+    int64_t whole, together;
+    size_t maps_bytes;
 
     Shape(const Network& net, int picture_height, int picture_width, int64_t count, int threads)
         : height(picture_height / net.patch), width(picture_width / net.patch), blocks(net.blocks) {
         row = (size_t)(width + 2 * PAD) * LANES;
         plane = row * height;
         map = plane * blocks;
-        // Larger tiles read the weights less often, until they fall out of the level-2 cache.
         rows = std::max(1, std::min(height, TILE_PIXELS / width));
-        if (0 < count && count < threads) rows = std::min<int64_t>(rows, (height * count + threads - 1) / threads);
+        whole = 2 * threads * map * 4 <= WHOLE_MAPS ? count / threads * threads : 0;
+        const int64_t shared = count - whole;
+        if (0 < shared && shared < threads) rows = std::min<int64_t>(rows, (height * shared + threads - 1) / threads);
         tiles = (height + rows - 1) / rows;
         // Enough tiles at a time that threads seldom wait for the last one.
-        together = std::max<int64_t>(1, std::min<int64_t>(count, 8 * threads / tiles));
+        together = std::max<int64_t>(1, std::min<int64_t>(shared, 8 * threads / tiles));
+        maps_bytes = 2 * map * 4 * std::max<int64_t>(together, whole ? threads : 0);
     }
-    size_t maps_bytes() const { return 2 * together * map * 4; }
 };
 
 INLINE Vector load(const float* from) { return *(const Vector*)from; }
@@ -397,49 +403,67 @@ static void pool(const Network& net, const float* map, const Shape& shape, int64
     for (int c = 0; c < channels; c++) pooled[block * LANES + c] = sum[c] / pixels;
 }
 
+// One tile of what follows stage `stage` of one picture: -1 is the stem, the others are the blocks.
+static void run_tile(const Network& net, const Shape& shape, int64_t stage, int64_t tile, const float* picture,
+                     int height, int width, const float* from, float* to, const Scratch& own) {
+    const int first = tile * shape.rows, last = std::min(shape.height, first + shape.rows);
+    const int pixels = (last - first) * shape.width;
+    for (int y = first, i = 0; y < last; y++)
+        for (int x = 0; x < shape.width; x++, i++) own.offset[i] = y * shape.row + (PAD + x) * LANES;
+    const Target target{to, shape.plane, own.offset, own.scale, net.relu != 0};
+    if (stage < 0) {
+        patches(net, picture, height, width, shape, first, last, own.tile.values);
+        pointwise<Float32>(own.tile.values, pixels, stem_blocks(net), shape.blocks, net.stem, target);
+        return;
+    }
+    depthwise(from, shape, first, last, net.depthwise[stage], target.relu, own.tile);
+#if NUMBER == 2
+    quantize(own.tile, shape.blocks, pixels, own.scale);
+#endif
+    pointwise<Format>(own.tile.packed, pixels, shape.blocks, shape.blocks, net.pointwise[stage], target);
+}
+
 static void forward(const Network& net, const float* pictures, int64_t count, int height, int width, float* pooled,
                     float* features, int threads, char* memory) {
     const Shape shape(net, height, width, count, threads);
-    const int64_t pixels = (int64_t)shape.height * shape.width;
+    const size_t picture = net.in_chans * height * width, map = net.dim * shape.height * shape.width;
     float* maps = (float*)memory;
-    char* scratch = memory + shape.maps_bytes();
+    const auto pool_one = [&](int64_t image, const float* from, int64_t block) {
+        pool(net, from, shape, block, pooled + image * net.dim, features ? features + image * map : nullptr);
+    };
 #pragma omp parallel num_threads(threads)
     {
-        const Scratch own(scratch + omp_get_thread_num() * Scratch::bytes(net, shape), net, shape);
+        const int thread = omp_get_thread_num();
+        const Scratch own(memory + shape.maps_bytes + thread * Scratch::bytes(net, shape), net, shape);
 #pragma omp for schedule(static)
-        for (int64_t block = 0; block < 2 * shape.together * shape.blocks; block++)
-            clear_padding(maps + block * shape.plane, shape);
-        for (int64_t start = 0; start < count; start += shape.together) {
-            const int64_t images = std::min<int64_t>(shape.together, count - start), items = images * shape.tiles;
+        for (size_t plane = 0; plane < shape.maps_bytes / 4 / shape.plane; plane++)
+            clear_padding(maps + plane * shape.plane, shape);
+
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t image = 0; image < shape.whole; image++) {
+            float *from = maps + 2 * thread * shape.map, *to = from + shape.map;
+            for (int64_t stage = -1; stage < net.depth; stage++, std::swap(from, to))
+                for (int64_t tile = 0; tile < shape.tiles; tile++)
+                    run_tile(net, shape, stage, tile, pictures + image * picture, height, width, from, to, own);
+            for (int64_t block = 0; block < shape.blocks; block++) pool_one(image, from, block);
+        }
+#pragma omp barrier
+        for (int64_t start = shape.whole; start < count; start += shape.together) {
+            const int64_t images = std::min<int64_t>(shape.together, count - start);
             float *from = maps, *to = maps + shape.map * shape.together;
-            // Every loop over items ends with all threads waiting for each other.
+            // Each of these loops ends with all threads waiting for the last one.
             for (int64_t stage = -1; stage < net.depth; stage++, std::swap(from, to)) {
 #pragma omp for schedule(dynamic, 1)
-                for (int64_t item = 0; item < items; item++) {
-                    const int64_t image = item / shape.tiles;
-                    const int first = item % shape.tiles * shape.rows, last = std::min(shape.height, first + shape.rows);
-                    const int size = (last - first) * shape.width;
-                    for (int y = first, i = 0; y < last; y++)
-                        for (int x = 0; x < shape.width; x++, i++) own.offset[i] = y * shape.row + (PAD + x) * LANES;
-                    const Target target{to + image * shape.map, shape.plane, own.offset, own.scale, net.relu != 0};
-                    if (stage < 0) {
-                        const float* picture = pictures + (start + image) * net.in_chans * height * width;
-                        patches(net, picture, height, width, shape, first, last, own.tile.values);
-                        pointwise<Float32>(own.tile.values, size, stem_blocks(net), shape.blocks, net.stem, target);
-                        continue;
-                    }
-                    depthwise(from + image * shape.map, shape, first, last, net.depthwise[stage], target.relu, own.tile);
-#if NUMBER == 2
-                    quantize(own.tile, shape.blocks, size, own.scale);
-#endif
-                    pointwise<Format>(own.tile.packed, size, shape.blocks, shape.blocks, net.pointwise[stage], target);
+                for (int64_t item = 0; item < images * shape.tiles; item++) {
+                    const int64_t image = item / shape.tiles, offset = image * shape.map;
+                    run_tile(net, shape, stage, item % shape.tiles, pictures + (start + image) * picture, height, width,
+                             from + offset, to + offset, own);
                 }
             }
 #pragma omp for schedule(static)
             for (int64_t item = 0; item < images * shape.blocks; item++) {
-                const int64_t image = item / shape.blocks, row = start + image;
-                pool(net, from + image * shape.map, shape, item % shape.blocks, pooled + row * net.dim,
-                     features ? features + row * net.dim * pixels : nullptr);
+                const int64_t image = item / shape.blocks;
+                pool_one(start + image, from + image * shape.map, item % shape.blocks);
             }
         }
     }
@@ -451,7 +475,7 @@ int convmixer_lanes() { return LANES; }
 // The bytes of memory that convmixer_forward needs; what is in them does not matter.
 int64_t convmixer_memory(const Network* net, int64_t count, int height, int width, int threads) {
     const Shape shape(*net, height, width, count, threads);
-    return shape.maps_bytes() + Scratch::bytes(*net, shape) * threads;
+    return shape.maps_bytes + Scratch::bytes(*net, shape) * threads;
 }
 
 // pictures (count, in_chans, height, width) to pooled (count, dim) and, unless it is null, features (count, dim,
