@@ -235,6 +235,15 @@ def test_a_worker_that_is_killed_in_a_request_is_replaced(server, web):
     assert "Cog's server ended by itself (signal SIGINT); it is started again in" in server.log.read_text()
 
 
+def test_a_server_that_is_killed_is_replaced_and_takes_its_worker_along(server):
+    before = Processes(server)
+    os.kill(before.server, signal.SIGKILL)
+    wait_until(lambda: gone(before.all()))
+    server.wait_for("READY")
+    server.expect(server.output(image=GOOD), PICTURE)
+    assert len(list(server.temporary.iterdir())) == 1
+
+
 def test_a_decoder_that_crashes_in_a_request_is_replaced_and_nothing_else(server):
     before = Processes(server)
     idle = seconds_of_work(before.decoder)
