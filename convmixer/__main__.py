@@ -35,9 +35,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     classify.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one")
     classify.add_argument(
         "--precision",
-        default="float32",
         metavar="FORMAT",
-        help="float32, or bfloat16 or int8: faster and less exact, on CPUs that have them; default: float32",
+        help="float32, or bfloat16 or int8: faster and less exact, on CPUs that have them; default: what"
+        " CONVMIXER_PRECISION says, else float32",
     )
 
     models = commands.add_parser("models", help="list the models", description="List the models that have a name.")

@@ -1,5 +1,6 @@
 """The classifier: a network, its preprocessing and its labels, loaded once and used for any number of pictures."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -42,7 +43,8 @@ class Classifier:
     model: a name of `convmixer.zoo.MODELS`, "auto", or a checkpoint file; a named model is downloaded once.
     device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
     precision: on the CPU, what most of the arithmetic is done in: "float32", whose logits are those of the network;
-        "bfloat16" or "int8", which are faster and less exact, where the processor has them.
+        "bfloat16" or "int8", which are faster and less exact, where the processor has them. By default what the
+        environment variable CONVMIXER_PRECISION says, else "float32".
     progress: called with (bytes so far, total bytes or None) during a download.
 
     Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device or precision that cannot be used.
@@ -57,10 +59,11 @@ class Classifier:
         model: str = "auto",
         *,
         device: str | torch.device | None = None,
-        precision: str = "float32",
+        precision: str | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ):
         self.device = choose_device(device)  # first: a mistyped device should not cost a download
+        precision = precision or os.environ.get("CONVMIXER_PRECISION") or "float32"
         _check_precision(precision, self.device)
         checkpoint: Checkpoint = zoo.load(model, progress)
         self.name = checkpoint.name

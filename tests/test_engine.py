@@ -204,9 +204,13 @@ def test_what_the_processor_lacks_is_named(monkeypatch):
         kernel.load.__wrapped__(17, "float32")
 
 
-def test_an_unknown_precision_is_named():
+def test_an_unknown_precision_is_named(monkeypatch):
     with pytest.raises(ValueError, match="precision is 'int4'; it must be one of float32, bfloat16, int8"):
         Classifier(precision="int4")
+    monkeypatch.setenv("CONVMIXER_PRECISION", "int2")
+    with pytest.raises(ValueError, match="precision is 'int2'"):
+        Classifier()
+    assert Classifier(precision="float32").engine
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
