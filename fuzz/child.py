@@ -36,7 +36,7 @@ class Result:
 
 
 class Child:
-    """A process that runs the cases of one target (a module of this package), started again when it has died."""
+    """A process that runs the cases of one target (a module such as fuzz.pictures), started again when it has died."""
 
     def __init__(self, target: str, seed: int):
         self.target, self.seed = target, seed
@@ -110,7 +110,7 @@ def _status(pid: int | str, field: str) -> int:
 def _serve(target_name: str, seed: int, folder: Path) -> None:
     """The process's side: a request a line on standard input, a result a line on what was standard output."""
     answers, said = os.dup(1), folder / f"said-{os.getpid()}"
-    target = importlib.import_module(f"fuzz.{target_name}")
+    target = importlib.import_module(target_name)
     target.warm_up()
     # What a library prints would stand between the answers of the command line; the length of this file gives it away.
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -134,6 +134,7 @@ def _serve(target_name: str, seed: int, folder: Path) -> None:
         Path(folder, "case").write_bytes(content)  # for whoever has to say what this process died of
         before_said = os.fstat(descriptor).st_size
         result = _measured(target, content, folder, valid)
+        sys.stdout.flush()
         if not result.failure and os.fstat(descriptor).st_size > before_said:
             text = said.read_bytes()[before_said:].decode(errors="replace")
             result = Result(

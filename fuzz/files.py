@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import re
 import struct
 from collections import OrderedDict
 from functools import cache
@@ -24,9 +25,20 @@ def _state_dict() -> dict:
     return ConvMixer(CONFIG).state_dict()
 
 
-def tiny(rng: Rng) -> dict[str, torch.Tensor]:
-    """A tiny network's, in a type that is read."""
+def tiny(rng: Rng, shared: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a tiny network, in a type that is read.
+
+    shared: all are views of one, and there are no batch counters, as before PyTorch 0.4.1.
+    """
     kind = pick(rng, (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64))
+    if shared:
+        tensors = {name: tensor for name, tensor in _state_dict().items() if tensor.is_floating_point()}
+        parts = (
+            torch.cat([tensor.flatten() for tensor in tensors.values()])
+            .to(kind)
+            .split([*map(torch.numel, tensors.values())])
+        )
+        return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
     return {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in _state_dict().items()}
 
 
@@ -55,10 +67,10 @@ def bare(rng: Rng) -> bytes:
     return safetensors.torch.save(tiny(rng), {"format": "pt"} if chance(rng, 0.5) else None)
 
 
-def training_checkpoint(rng: Rng) -> dict:
-    """A state_dict alone, or as the authors' and timm's scripts write it beside other things."""
+def training_checkpoint(rng: Rng, shared: bool = True) -> dict:
+    """A state_dict alone, or as training scripts write it beside other things; ``shared`` as for tiny."""
     prefix = "module." if chance(rng, 0.3) else ""
-    tensors = OrderedDict((prefix + name, tensor) for name, tensor in tiny(rng).items())
+    tensors = OrderedDict((prefix + name, tensor) for name, tensor in tiny(rng, shared).items())
     if chance(rng, 0.3):
         return tensors
     content = {"epoch": 3, "arch": "convmixer", "state_dict": tensors, "args": argparse.Namespace(lr=0.1, opt="adamw")}
@@ -71,11 +83,20 @@ def saved(content: object, zipped: bool) -> bytes:
     """As torch.save writes it: a zip archive, or as before PyTorch 1.6."""
     stream = io.BytesIO()
     torch.save(content, stream, _use_new_zipfile_serialization=zipped)
-    return stream.getvalue()
+    if zipped:
+        return stream.getvalue()
+    # There a tensor's memory is called by its address, and several are sorted by it: with one, and another name for it,
+    # the file is the same every time.
+    numbers: dict[bytes, bytes] = {}
+
+    def renamed(match: re.Match) -> bytes:
+        return b"X\x0e\0\0\0" + numbers.setdefault(match[1], b"%014d" % len(numbers))
+
+    return re.sub(rb"X[\x0c-\x10]\0\0\0(\d{12,16})", renamed, stream.getvalue())
 
 
 def zipped(rng: Rng) -> bytes:
-    return saved(training_checkpoint(rng), True)
+    return saved(training_checkpoint(rng, shared=False), True)
 
 
 def legacy(rng: Rng) -> bytes:

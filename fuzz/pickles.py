@@ -169,15 +169,20 @@ def nested(rng: Rng) -> bytes:
             for _ in range(int(pick(rng, (10, 300)))):
                 content = {pick(rng, ("state_dict", "model", "x")): content}
         case 1:
-            content = {name: pick(rng, (1, "x", None, [], {}, tensor)) for name, tensor in tiny(rng).items()}
+            content = {
+                name: pick(rng, (1, "x", None, [], {}, tensor)) for name, tensor in tiny(rng, shared=True).items()
+            }
         case 2:
             content = [content]
         case 3:
             content = {
-                pick(rng, (1, None, ("a",), "a\nb", "x" * 3000, "\x1b[0m")): tensor for tensor in tiny(rng).values()
+                pick(rng, (1, None, ("a",), "a\nb", "x" * 3000, "\x1b[0m")): tensor
+                for tensor in tiny(rng, shared=True).values()
             }
-        case 4:
-            content = tiny(rng) | {pick(rng, list(tiny(rng))): _odd_tensor(rng)}
+        case 4:  # with the memory of two tensors: only the zip archive names them in a fixed order
+            return saved(
+                tiny(rng, shared=True) | {pick(rng, list(tiny(rng, shared=True))): _odd_tensor(rng)}, zipped=True
+            )
         case _:
             content["state_dict"] = content
     if chance(rng, 0.2):

@@ -75,7 +75,7 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
 def _runner(name: str, seed: int):
     if name == "http":
         return importlib.import_module("fuzz.server").Runner(seed)
-    return Child(name, seed)
+    return Child(f"fuzz.{name}", seed)
 
 
 def _report(name: str, options: argparse.Namespace, number: int, result: Result, content: bytes) -> None:

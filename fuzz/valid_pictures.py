@@ -87,7 +87,8 @@ def _options(rng: Rng, format: str, frames: list[Image.Image]) -> dict:
     if format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") and chance(rng, 0.4):
         options["exif"] = _exif(rng, format)
     if format in ("JPEG", "PNG", "WEBP", "AVIF") and mode in ("RGB", "RGBA") and chance(rng, 0.3):
-        options["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        options["icc_profile"] = profile[:24] + bytes(12) + profile[36:]  # without the date at which it was made
     return options | _FORMAT_OPTIONS.get(format, lambda rng, picture: {})(rng, frames[0])
 
 
