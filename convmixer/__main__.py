@@ -135,7 +135,7 @@ def classify_with_heatmap(classifier, name: str, picture, arguments: argparse.Na
     predictions, heatmap = classifier.classify_with_heatmap(picture, arguments.top_k)
     heatmap.overlay().save(arguments.heatmap)
     show(name, classifier.name, predictions, arguments.json)
-    print(f"{arguments.heatmap}: where the network saw {heatmap.label}", file=sys.stderr)
+    print(f"{arguments.heatmap}: where the network saw {shown(heatmap.label)}", file=sys.stderr)
     return DONE
 
 
@@ -145,11 +145,17 @@ def show(name: str, model: str, predictions: list, as_json: bool) -> None:
         rows = [{"label": p.label, "index": p.index, "score": p.score} for p in predictions]
         print(json.dumps({"image": name, "model": model, "predictions": rows}), flush=True)
         return
-    width = max(len(p.label) for p in predictions)
-    print(f"{name}  ({model})")
-    for p in predictions:
-        print(f"  {p.label:<{width}}  {percent(p.score):>8}  {'█' * round(30 * p.score)}".rstrip())
+    labels = [shown(p.label) for p in predictions]
+    width = max(map(len, labels))
+    print(f"{shown(name)}  ({shown(model)})")
+    for label, p in zip(labels, predictions, strict=True):
+        print(f"  {label:<{width}}  {percent(p.score):>8}  {'█' * round(30 * p.score)}".rstrip())
     sys.stdout.flush()
+
+
+def shown(text: str) -> str:
+    """A text out of a stranger's file, without what would command the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def percent(score: float) -> str:

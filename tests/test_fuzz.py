@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from cog_server import GOOD, PATIENCE, PICTURE, Server, wait_until
 from PIL import Image
@@ -21,7 +22,7 @@ from PIL import Image
 from convmixer import CheckpointError, ImageError, load_image
 from convmixer.pickles import MOST_DEPTH, check_pickles
 from convmixer.weights import load_checkpoint
-from fuzz import checkpoints, pictures, requests
+from fuzz import checkpoints, files, pictures, requests
 from fuzz.child import Child
 from fuzz.run import main
 from serving.leftovers import delete_empty
@@ -241,6 +242,17 @@ def test_honest_training_checkpoints_pass(zipped):
     check_pickles(stream)
     with pytest.raises((ValueError, zipfile.BadZipFile)):  # cut off
         check_pickles(io.BytesIO(stream.getvalue()[:100]))
+
+
+def test_labels_do_not_command_the_terminal(python, picture, tmp_path):
+    changed = files.description() | {"name": "tiny\x1b[2J", "labels": ["\x1b[31mant", "bee\r\n", "ц\x07"]}
+    tensors = files.tiny(np.random.default_rng(0))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.torch.save(tensors, {"convmixer": json.dumps(changed)}))
+    picture().save(tmp_path / "picture.png")
+    run = python("-m", "convmixer", "classify", tmp_path / "picture.png", "--model", path)
+    assert run.returncode == 0 and "?[31mant" in run.stdout and "(tiny?[2J)" in run.stdout
+    assert run.stdout.replace("\n", "").isprintable()
 
 
 # The server.
