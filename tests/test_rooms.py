@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOORS = {"timm", "torchvision", "cog", "gradio", "train", "demo", "serving", "predict", "serve"}
+DOORS = {"timm", "torchvision", "cog", "gradio", "train", "demo", "serving", "predict", "predict_batched", "serve"}
 MAY_NOT_IMPORT = {
     "convmixer": DOORS | {"requests", "tyro"},
     "train": {"cog", "gradio", "demo", "serving", "predict", "serve"},
     "predict.py": {"timm", "torchvision", "gradio", "train", "demo"},
+    "predict_batched.py": {"timm", "torchvision", "gradio", "train", "demo"},
+    "serve.py": {"timm", "torchvision", "gradio", "train", "demo", "torch"},
 }
 SERVING_MAY_IMPORT = {"convmixer", "numpy", "PIL"}
 # What the demo is made of: what the container has, Gradio, and of that two parts.
