@@ -133,6 +133,8 @@ def _tiff_options(rng: Rng, picture: Image.Image) -> dict:
     compression = pick(rng, TIFF_COMPRESSIONS)
     if compression.startswith("group") and picture.mode != "1":
         compression = "tiff_lzw"
+    if picture.mode == "YCbCr":
+        compression = "jpeg"  # Pillow does not read what it writes with the others
     if compression == "jpeg" and picture.mode not in ("L", "RGB", "CMYK", "YCbCr"):
         compression = "tiff_deflate"
     options = {"compression": compression, "big_tiff": chance(rng, 0.2)}
