@@ -8,7 +8,7 @@ so that a change in the machine's speed meets all of them; the figure is the med
 calls as fit into a tenth of a second, at least one.
 
 Logits are compared with timm eager's. A float32 contestant that is off by more than 1e-4 of the largest logit ends the
-run; bfloat16 and 8 bits are off by more, with random weights by more than with trained ones.
+run with exit code 1, after the tables of what was measured before; bfloat16 and 8 bits are off by more.
 
 The ceiling is how fast this machine multiplies float32 matrices of the shapes of the network's own 1x1 convolutions, by
 MKL (torch.mm) or oneDNN (whichever is faster), measured in turns with the rest. A contestant's share of it is the time
@@ -172,13 +172,14 @@ def race(cell: Cell, names: list[str], rounds: int, seconds: float) -> dict:
     return {"model": cell.model, "batch": cell.batch, **counts, "contestants": contestants, "skipped": skipped}
 
 
-def run(options: argparse.Namespace) -> dict:
-    """Every model and batch size that was asked for. --json is written after each, so that nothing is lost."""
+def run(options: argparse.Namespace, result: dict) -> None:
+    """Adds to ``result`` every model and batch size that was asked for. --json is written after each."""
     start = time.monotonic()
     chosen = {MEASURE, *(options.only or CONTESTANTS)}
     names = [name for name in CONTESTANTS if name in chosen]
     settings = {"rounds": options.rounds, "seconds": options.seconds, "threads": options.threads}
-    result, told = {"machine": machine(), "load_before": load_average(), **settings, "cells": []}, set()
+    result |= {"machine": machine(), "load_before": load_average(), **settings}
+    told = set()
     if result["load_before"] and result["load_before"] > QUIET:
         print(f"The load average is {result['load_before']:.1f}: what else runs here takes its share of every figure.")
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +201,6 @@ def run(options: argparse.Namespace) -> dict:
                         print(f"{name} is left out: {reason}", flush=True)
                     told.add((name, reason))
                 print(*cell_lines(cell), sep="\n", flush=True)
-    return result
 
 
 def load_average() -> float | None:
@@ -246,12 +246,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parse(argv)
+    options, result = parse(argv), {"cells": []}
     try:
-        result = run(options)
-        print(f"\n{markdown(result)}")
-        if options.plot:
-            plot(options.plot, result)
+        try:
+            run(options, result)
+        finally:  # what was measured before a failure is not lost
+            if result["cells"]:
+                print(f"\n{markdown(result)}", flush=True)
+                if options.plot:
+                    plot(options.plot, result)
     except KeyboardInterrupt:
         return 130
     except (Failure, OSError) as error:

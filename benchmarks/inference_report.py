@@ -11,7 +11,7 @@ from benchmarks.inference_contestants import MEASURE, OURS, PRODUCTS
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # as Linux calls them
 SMALL = 9  # points, the size of the plot's figures
-BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # a figure over a line stays readable
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0}  # a figure over a line stays readable
 
 
 def machine() -> dict:
@@ -207,6 +207,9 @@ def draw_cell(axes, cell: dict | None, labels: dict[str, str]) -> None:
         axes.axvline(ceiling, color=GREY, linewidth=1, linestyle="--")
         furthest = max(furthest, ceiling)
     axes.set_xlim(0, 1.2 * furthest)
+    if not abouts:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY, fontsize=SMALL)
+        axes.set_xticks([])
     axes.tick_params(colors=INK, length=0, labelsize=SMALL)
     axes.grid(axis="x", color=FAINT, zorder=-1)
     axes.set_axisbelow(True)
