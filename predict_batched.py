@@ -26,6 +26,7 @@ from cog import BaseModel, BaseRunner, Input, Path, concurrent
 
 import predict
 from serving.batching import Batcher
+from serving.stuck import Unsticker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,12 +56,14 @@ class Predictor(BaseRunner):
         """What predict.py does, with several pictures decoded at once. Raises what zoo.load raises."""
         self.single = predict.Predictor()
         self.single.decoders = min(MAX_DECODERS, os.cpu_count() or 1)
-        self.single.has_one_slot = False
+        self.single.has_one_slot = False  # it watches threads, and the requests here are none
         self.single.setup()
         self.batcher = Batcher(window_s=WINDOW_S, preparers=self.single.decoders)
         self.one_heatmap = asyncio.Semaphore(1)  # the whole picture is held for it, some of which take a gigabyte
         self.loading: dict[str, asyncio.Task] = {}
         self.inputs: set[pathlib.Path] = set()  # of the requests that are under way
+        self.unsticker = Unsticker(predict.Predictor.run, is_under_way=lambda: bool(self.inputs))
+        self.unsticker.start()
 
     @concurrent(max=16)
     async def run(
@@ -78,6 +81,7 @@ class Predictor(BaseRunner):
         ),
     ) -> Output:
         """Classify one picture. Raises RequestError or ImageError, each with one line for the client."""
+        self.unsticker.begun += 1
         self.inputs.add(image)
         try:
             classifier = await self.classifier(model)

@@ -1,10 +1,11 @@
 """Ends a server that is busy with nothing.
 
 Cog 0.23 loses a slot when it cannot make the folder of a prediction, whose name the client may choose: a name of more
-than 255 bytes is enough. A server with one slot then says that it is busy until it is started again. The worker can
-tell: no request of its own is under way. It ends itself, and the watchdog and the supervisor do the rest.
+than 255 bytes is enough. A server that has lost all its slots says that it is busy until it is started again. The
+worker can tell: no request of its own is under way. It ends itself, and the watchdog and the supervisor do the rest.
 """
 
+import functools
 import http.client
 import json
 import os
@@ -20,11 +21,21 @@ EVERY = 5.0
 
 
 class Unsticker:
-    """Watches one worker. ``begun`` is to be counted up by each call of the function ``run``."""
+    """Watches one worker. ``begun`` is to be counted up by each call of the function ``run``.
 
-    def __init__(self, run: Callable, seconds: float = SECONDS, every: float = EVERY):
+    is_under_way: whether a request is; by default, whether a thread is in ``run``, which says nothing of coroutines.
+    """
+
+    def __init__(
+        self,
+        run: Callable,
+        seconds: float = SECONDS,
+        every: float = EVERY,
+        is_under_way: Callable[[], bool] | None = None,
+    ):
         self.begun = 0
-        self._code, self._seconds, self._every = run.__code__, seconds, every
+        self._is_under_way = is_under_way or functools.partial(is_running, run.__code__)
+        self._seconds, self._every = seconds, every
 
     def start(self) -> None:
         """From now on this process is killed once the server was busy for long without a request in ``run``."""
@@ -34,7 +45,7 @@ class Unsticker:
         since, begun = time.monotonic(), self.begun
         while True:
             time.sleep(self._every)
-            if self.begun != begun or is_running(self._code) or not is_busy(int(os.environ.get("PORT", "5000"))):
+            if self.begun != begun or self._is_under_way() or not is_busy(int(os.environ.get("PORT", "5000"))):
                 since, begun = time.monotonic(), self.begun
             elif time.monotonic() - since > self._seconds:
                 line = f"Cog has been busy for {self._seconds:g} s with no request under way; the worker ends itself"
