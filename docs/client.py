@@ -17,6 +17,9 @@ import urllib.error
 import urllib.request
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25  # seconds; an answer of a small model takes about the first
+# Cog cancels by raising an exception in a thread, and where there are several slots it can be a neighbour's: a request
+# that nobody cancelled ends with one of these, and no reason behind it.
+STRAY = ("CancelationException: ", "Input validation error: ")
 
 
 class ServerError(Exception):
@@ -40,7 +43,9 @@ def ask(body: bytes, server: str, *, within: float = 60) -> dict:
         try:
             with urllib.request.urlopen(request, timeout=max(0.001, end - time.monotonic())) as response:
                 answer = json.load(response)
-            break
+            reason = answer.get("error") or f"the prediction was {answer['status']}"
+            if answer["status"] != "canceled" and not reason.endswith(STRAY):
+                break
         except urllib.error.HTTPError as error:
             reason = f"{error.code} {' '.join(error.read().decode(errors='replace').split())[:300]}"
             if error.code not in (409, 503):
@@ -54,7 +59,7 @@ def ask(body: bytes, server: str, *, within: float = 60) -> dict:
         time.sleep(wait)
         pause = min(1.5 * pause, LONGEST_PAUSE)
     if answer["status"] != "succeeded":  # a prediction that failed comes with the code 200
-        raise ServerError(answer.get("error") or f"the prediction was {answer['status']}")
+        raise ServerError(reason)
     return answer["output"]
 
 

@@ -27,6 +27,7 @@ import predict
 import predict_batched
 import serve
 from convmixer import Classifier
+from docs.client import STRAY
 
 SHIPPED = "convmixer_256_8_cifar10"
 SLOTS = 6
@@ -218,25 +219,38 @@ class Storm:
         inputs["top_k"] = chance.randint(1, 10)
         getattr(self, f"_{kind}")(number, picture, inputs)
 
+    def predict(self, **inputs) -> dict:
+        """The answer, at the second attempt if Cog has raised another request's cancellation in this one's thread."""
+        for _ in range(5):
+            answer = self.server.predict(**inputs)
+            if answer["status"] != "canceled" and not answer.get("error", "").endswith(STRAY):
+                break
+        return answer
+
+    def output(self, **inputs) -> dict:
+        answer = self.predict(**inputs)
+        assert answer["status"] == "succeeded", answer
+        return answer["output"]
+
     def _good(self, number: int, picture: bytes, inputs: dict) -> None:
-        self.check(self.server.output(**inputs), picture, inputs)
+        self.check(self.output(**inputs), picture, inputs)
 
     def _url(self, number: int, picture: bytes, inputs: dict) -> None:
         self.web.resources[f"/{number}"] = Resource(picture)
-        self.check(self.server.output(**inputs | {"image": self.web.url(f"/{number}")}), picture, inputs)
+        self.check(self.output(**inputs | {"image": self.web.url(f"/{number}")}), picture, inputs)
 
     def _heatmap(self, number: int, picture: bytes, inputs: dict) -> None:
-        self.check(self.server.output(**inputs, heatmap=True), picture, inputs, with_heatmap=True)
+        self.check(self.output(**inputs, heatmap=True), picture, inputs, with_heatmap=True)
 
     def _bad(self, number: int, picture: bytes, inputs: dict) -> None:
         broken = picture[: len(picture) // 2] if number % 2 else b"no picture at all"
-        answer = self.server.predict(**inputs | {"image": data_uri(broken)})
+        answer = self.predict(**inputs | {"image": data_uri(broken)})
         assert answer["status"] == "failed" and "output" not in answer
         assert ("damaged or cut short" if number % 2 else "cannot be read as a picture") in answer["error"]
         assert "\n" not in answer["error"]
 
     def _missing(self, number: int, picture: bytes, inputs: dict) -> None:
-        answer = self.server.predict(**inputs | {"model": "convmixer_768_32"})
+        answer = self.predict(**inputs | {"model": "convmixer_768_32"})
         assert answer["status"] == "failed"
         assert answer["error"].endswith("is not on this server and cannot be downloaded; choose another model")
 
@@ -252,7 +266,7 @@ class Storm:
         if answer["status"] == "succeeded":  # it came too late, or too early
             self.check(answer["output"], picture, inputs)
         elif answer["status"] == "failed":  # it came just before or after run(), and Cog says it so
-            assert answer["error"] == "Input validation error: " or answer["error"].endswith("CancelationException: ")
+            assert answer["error"].endswith(STRAY)
         else:
             assert answer["status"] == "canceled" and "output" not in answer
 
@@ -338,6 +352,28 @@ def test_the_file_of_a_failed_download_is_deleted_in_the_end(server, web):
     os.utime(left, (0, 0))
     server.expect(server.output(image=GOOD), PICTURE)
     assert left not in server.files()
+
+
+WATCHED = """
+import sys, time
+from serving.stuck import Unsticker
+def run(): pass
+Unsticker(run, seconds=1, every=0.1, is_under_way=lambda: sys.argv[1] == "under way").start()
+time.sleep(4)
+"""
+
+
+def test_a_worker_whose_server_lost_all_slots_ends_itself_unless_a_request_is_under_way(python, tmp_path):
+    server = Server(tmp_path, "--slots", 2)
+    try:
+        for index in range(2):  # Cog cannot make a folder of this name, and loses a slot
+            assert server.request("PUT", f"/predictions/{index}{'x' * 300}", {"input": {"image": GOOD}})[0] == 200
+        assert server.status() == "BUSY"
+        environment = {"env": os.environ | {"PORT": str(server.port)}}
+        assert python("-c", WATCHED, "under way", **environment).returncode == 0
+        assert python("-c", WATCHED, "idle", **environment).returncode == -9
+    finally:
+        server.kill()
 
 
 def test_sigterm_lets_the_running_predictions_finish(tmp_path, web):
