@@ -3,8 +3,8 @@
 For each request Cog 0.23 starts a thread that fetches or decodes the picture. It cancels a request by an exception that
 Python raises in the thread with the number of the request's own, and until a new thread runs, Python lists it with the
 number of the thread that started it. An exception that hits the new thread in that moment ends it before it has said
-that it runs, which the other one waits for without end: the server stays busy until it is killed. A client that
-closes its connection right after a request finds that moment within a few tries.
+that it runs, which the other one waits for without end: the server stays busy until it is killed. Clients that
+closed their connections right after a request found that moment within a few tries, on a busy machine.
 
 Here such threads are started by a thread that is no request's.
 """

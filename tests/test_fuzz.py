@@ -322,17 +322,37 @@ def test_a_function_that_runs_is_seen():
     assert run() and not is_running(run.__code__)
 
 
-def test_executors_work_when_another_thread_starts_their_threads(python):
+STARTS = """
+import concurrent.futures, threading
+from serving.cancelling import start_threads_elsewhere
+starts, start = [], threading.Thread.start
+def start_and_tell(thread):
+    starts.append(threading.get_ident())
+    start(thread)
+start_threads_elsewhere()
+start_threads_elsewhere()
+threading.Thread.start = start_and_tell
+with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    print(pool.submit(lambda a, b: a + b, 1, b=2).result(), type(pool.submit(int, "x").exception()).__name__)
+print(len(starts), threading.get_ident() in starts, sum(t.name == "starts threads" for t in threading.enumerate()))
+"""
+
+
+def test_no_thread_is_started_by_the_thread_of_a_request(python):
+    run = python("-c", STARTS)
+    assert run.stdout.splitlines() == ["3 ValueError", "2 False 1"], run.stderr
+
+
+def test_setup_starts_all_that_keeps_the_server_going(python):
     code = (
-        "import concurrent.futures as c, threading\n"
-        "from serving.cancelling import start_threads_elsewhere as start\n"
-        "start(); start()\n"
-        "pool = c.ThreadPoolExecutor(1)\n"
-        "with pool: print(pool.submit(lambda a, b: a + b, 1, b=2).result(), repr(pool.submit(int, 'x').exception()))\n"
-        "print(sum(t.name == 'starts threads' for t in threading.enumerate()))"
+        "import concurrent.futures, threading, predict\n"
+        "predictor = predict.Predictor()\n"
+        "predictor.setup()\n"
+        "print(concurrent.futures.ThreadPoolExecutor.__module__, *sorted(t.name for t in threading.enumerate()), sep='|')"
     )
-    run = python("-c", code)
-    assert run.stdout.splitlines() == ["3 ValueError(\"invalid literal for int() with base 10: 'x'\")", "1"], run.stderr
+    found = python("-c", code).stdout.strip().split("|")
+    assert found[0] == "serving.cancelling"
+    assert {"starts threads", "delete what Cog leaves", "ends a stuck server"} <= set(found)
 
 
 def test_only_old_and_empty_folders_are_deleted(tmp_path):
