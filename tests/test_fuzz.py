@@ -348,7 +348,8 @@ def test_setup_starts_all_that_keeps_the_server_going(python):
         "import concurrent.futures, threading, predict\n"
         "predictor = predict.Predictor()\n"
         "predictor.setup()\n"
-        "print(concurrent.futures.ThreadPoolExecutor.__module__, *sorted(t.name for t in threading.enumerate()), sep='|')"
+        "names = [thread.name for thread in threading.enumerate()]\n"
+        "print(concurrent.futures.ThreadPoolExecutor.__module__, *names, sep='|')"
     )
     found = python("-c", code).stdout.strip().split("|")
     assert found[0] == "serving.cancelling"
