@@ -25,6 +25,14 @@ for path in sys.argv[3:]:
     print(json.dumps(classify(pathlib.Path(path).read_bytes(), sys.argv[2], top_k=3)))
 """
 
+STRAY = b'{"status": "failed", "error": "Prediction failed: CancelationException: "}'
+SAYS = {
+    "503": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}",
+    "hang up": b"",
+    "cancel": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(STRAY), STRAY),
+    "answer": b"",
+}
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
@@ -89,7 +97,7 @@ def test_a_wrong_input_is_not_sent_twice(server):
 
 
 def test_a_server_that_is_still_starting_is_waited_for(server):
-    """The port opens late, first answers 503, then hangs up, and then leads to the real server."""
+    """The port opens late, answers 503, hangs up, cancels the wrong request, and then leads to the real server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,12 +106,12 @@ def test_a_server_that_is_still_starting_is_waited_for(server):
     def door() -> None:
         time.sleep(0.1)
         with socket.create_server(("127.0.0.1", port)) as listener:
-            for what in ("503", "hang up", "answer"):
+            for what in SAYS:
                 client, _ = listener.accept()
                 seen.append(what)
-                if what == "503":
+                if SAYS[what]:
                     client.recv(1 << 20)
-                    client.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}")
+                    client.sendall(SAYS[what])
                     client.shutdown(socket.SHUT_WR)
                     while client.recv(1 << 20):
                         pass
@@ -115,7 +123,7 @@ def test_a_server_that_is_still_starting_is_waited_for(server):
     thread.start()
     server.expect(classify(PICTURE, f"http://127.0.0.1:{port}"), PICTURE)
     thread.join(PATIENCE)
-    assert seen == ["503", "hang up", "answer"]
+    assert seen == list(SAYS)
 
 
 def relay(client: socket.socket, port: int) -> None:
