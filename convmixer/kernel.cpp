@@ -42,7 +42,7 @@ constexpr int COLUMNS = 2;  // vectors of output channels in one product; blocks
 constexpr int PAD = KERNEL / 2;
 // Larger tiles read the weights less often, until they fall out of the level-2 cache.
 constexpr int TILE_PIXELS = 128;
-constexpr size_t WHOLE_MAPS = 64 << 20;  // bytes of feature maps that threads may have of their own, together
+constexpr size_t OWN_MAPS = 8 << 20;  // bytes of feature maps that a thread may have of its own
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
@@ -84,7 +84,7 @@ struct Shape {
         plane = row * height;
         map = plane * blocks;
         rows = std::max(1, std::min(height, TILE_PIXELS / width));
-        whole = 2 * threads * map * 4 <= WHOLE_MAPS ? count / threads * threads : 0;
+        whole = 2 * map * 4 <= OWN_MAPS ? count / threads * threads : 0;
         const int64_t shared = count - whole;
         if (0 < shared && shared < threads) rows = std::min<int64_t>(rows, (height * shared + threads - 1) / threads);
         tiles = (height + rows - 1) / rows;
