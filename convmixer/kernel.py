@@ -79,9 +79,9 @@ def load(kernel_size: int, precision: str) -> ctypes.CDLL:
         if _is_ours(folder / name):
             with contextlib.suppress(OSError):  # damaged: it is made again
                 return _declared(folder / name)
-    for folder in folders:
+    for folder in folders[sys.dont_write_bytecode :]:  # who wants no files beside the source wants none of this kind
         with contextlib.suppress(OSError):  # not writable, or full
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(parents=True, exist_ok=True)
             _compile(options, folder / name)
             return _declared(folder / name)
     try:

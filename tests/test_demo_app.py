@@ -300,7 +300,9 @@ def test_a_space_has_what_it_needs_and_no_more(space):
     assert not [path for path in space.rglob("*") if path.name == "__pycache__" or path.suffix == ".pyc"]
     for package in ("convmixer", "demo"):
         files = [
-            path for path in (ROOT / package).rglob("*.*") if path.is_file() and path.suffix not in {".pyc", ".md"}
+            path
+            for path in (ROOT / package).rglob("*.*")
+            if path.is_file() and path.suffix != ".md" and "__pycache__" not in path.parts
         ]
         there = {str(path.relative_to(space)) for path in (space / package).rglob("*") if path.is_file()}
         assert there == {str(path.relative_to(ROOT)) for path in files} - {"demo/space.py"}

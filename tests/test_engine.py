@@ -244,6 +244,8 @@ def test_a_compiled_kernel_is_used_again_unless_others_could_have_written_it(mon
         (compiled,) = Path(source.parent, "__pycache__").glob("kernel-float32-3-*.so")
         return compiled
 
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    monkeypatch.setenv("CONVMIXER_CACHE", os.fspath(tmp_path / "cache"))
     compiled = load("first")
     assert not compiled.stat().st_mode & 0o022
     before = compiled.stat().st_mtime_ns
@@ -254,6 +256,17 @@ def test_a_compiled_kernel_is_used_again_unless_others_could_have_written_it(mon
         planted.write_bytes(content)
         planted.chmod(mode)
         assert load(place).read_bytes() == compiled.read_bytes()
+
+
+def test_who_wants_no_files_beside_the_source_gets_none(monkeypatch, tmp_path):
+    source = tmp_path / "kernel.cpp"
+    source.write_bytes(kernel.SOURCE.read_bytes())
+    monkeypatch.setattr(kernel, "SOURCE", source)
+    monkeypatch.setenv("CONVMIXER_CACHE", os.fspath(tmp_path / "cache"))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    kernel.load.__wrapped__(3, "float32")
+    assert not Path(tmp_path, "__pycache__").exists()
+    assert len(list(Path(tmp_path, "cache", "kernels").glob("kernel-float32-3-*.so"))) == 1
 
 
 def test_where_nothing_can_be_kept_the_kernel_is_loaded_all_the_same(monkeypatch, tmp_path):
