@@ -16,8 +16,9 @@ class Engine:
     """A trained ConvMixer with its weights laid out for the kernel.
 
     network: on the CPU, float32. Its weights are copied; later changes to them are not seen.
-    precision: "float32": logits within 1e-5 of the largest one of those of ``network``. "bfloat16" and "int8": what the
-        1x1 convolutions multiply, faster and less exact; int8 finds a scale for each pixel and each output channel.
+    precision: "float32": the logits differ from those of ``network`` by 2e-5 of the largest one at most. "bfloat16" and
+        "int8": what the 1x1 convolutions multiply, faster and less exact; int8 finds a scale for each pixel and each
+        output channel.
 
     Raises KernelError where there is no kernel for this machine, precision, or network. Threads may share an engine.
     """
