@@ -1,0 +1,114 @@
+"""What the Triton kernels become on a GPU, as the compiler says it: needs no GPU.
+
+    python benchmarks/gpu_code.py [--capability 90] [--kernel-size 9]
+
+For each configuration of the depthwise convolution and of its taps' gradient: registers a thread, bytes that did not
+fit into registers, shared memory, matrix instructions, and how many instructions the loop executes for 1,024 outputs,
+such as one channel of a 32 x 32 feature map. A multiprocessor starts four instructions a cycle at most, so that a
+quarter of that number, in cycles, is a bound from below: an estimate from counting, and no measurement.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `convmixer` is found
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from convmixer.gpu import kernels
+
+OUTPUTS = 1024
+INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
+MATRIX = ("HGMMA", "HMMA", "UTCHMMA")  # of compute capability 9, up to 8, and 10
+
+
+@dataclass(frozen=True)
+class Code:
+    """One compiled kernel."""
+
+    registers: int  # a thread
+    spilled: int  # bytes a thread
+    shared: int  # bytes a program
+    loop: Counter  # instructions of the loop over tiles, by name, as one warp meets them
+    ptx: str
+
+    @property
+    def matrix(self) -> int:
+        return sum(self.loop[name] for name in MATRIX)
+
+
+def compile_kernel(name: str, config: triton.Config, kernel_size: int, capability: int, aligned: bool = True) -> Code:
+    """``name``: "convolve", "differentiate" or "activate". ``aligned``: a feature map's sides are multiples of 16."""
+    kernel = getattr(kernels, f"_{name}")
+    constants = {"convolve": {"KERNEL": kernel_size, "ACTIVATION": "gelu"}, "differentiate": {"KERNEL": kernel_size}}
+    constants["activate"] = {"ACTIVATION": "gelu", "BLOCK": kernels.ACTIVATE_BLOCK}
+    constants = constants[name] | config.kwargs
+    maps, numbers = ("x", "y", "z", "grad"), ("taps", "bias", "scale", "shift", "partial")
+    kinds = dict.fromkeys(maps, "*bf16") | dict.fromkeys(numbers, "*fp32") | dict.fromkeys(constants, "constexpr")
+    signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
+    # What a launch finds out by itself: which pointers and numbers are multiples of 16.
+    multiples = {*maps, *numbers, "channels", "tiles", "positions", *(("height", "width") if aligned else ())}
+    attributes = {
+        (index,): [["tt.divisibility", 16]] for index, name in enumerate(kernel.arg_names) if name in multiples
+    }
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
+        listing = run(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
+    registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
+    return Code(registers, stack + local, compiled.metadata.shared, loop_instructions(listing), compiled.asm["ptx"])
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def loop_instructions(listing: str) -> Counter:
+    """The instructions of the loop with the most matrix instructions, or else of the longest; none without a loop."""
+    lines, labels, loops = listing.splitlines(), {}, [Counter()]
+    for number, line in enumerate(lines):
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = number
+        jump = re.search(r"BRA[^`]*`\((\.L_x_\d+)\)", line)
+        if jump and jump[1] in labels:  # backwards
+            names = (INSTRUCTION.search(inner) for inner in lines[labels[jump[1]] : number + 1])
+            loops.append(Counter(name[1] for name in names if name))
+    return max(loops, key=lambda loop: (sum(loop[name] for name in MATRIX), loop.total()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", type=int, default=90, help="80: A100; 89: RTX 4090; 90: H100, H200; 100: B200")
+    parser.add_argument("--kernel-size", type=int, default=9, choices=range(1, kernels.MAX_KERNEL_SIZE + 1, 2))
+    options = parser.parse_args()
+    print(
+        f"compute capability {options.capability / 10}, kernel {options.kernel_size} x {options.kernel_size}, bfloat16"
+    )
+    print("kernel         tiles warps stages  registers spilled shared, KiB  matrix  for 1,024 outputs")
+    tuned = {"convolve": kernels.CONVOLVE_CONFIGS, "differentiate": kernels.DIFFERENTIATE_CONFIGS}
+    for name, configs in tuned.items():
+        for config in configs:
+            code = compile_kernel(name, config, options.kernel_size, options.capability)
+            tiles = config.kwargs["TILES"]
+            executed = code.loop.total() * config.num_warps * OUTPUTS / (tiles * kernels.TILE**2)
+            print(
+                f"{name:<14} {tiles:5} {config.num_warps:5} {config.num_stages:6}  {code.registers:9}"
+                f" {code.spilled:7} {code.shared / 1024:11.0f}  {code.matrix:6}  {executed:17,.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The Triton kernels: in the interpreter against float64, compiled for several GPUs, and on a GPU if there is one."""
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+triton = pytest.importorskip("triton", reason="PyTorch comes without Triton here")
+
+from benchmarks.gpu_code import compile_kernel  # noqa: E402
+from convmixer.gpu import kernels as compiled_kernels  # noqa: E402
+from tests.interpreted import load_interpreted_kernels  # noqa: E402
+
+# What one rounding to the dtype may do to a number. The interpreter cuts bfloat16 off, where a GPU rounds.
+ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.fixture(params=["interpreter", pytest.param("GPU", marks=ON_GPU)])
+def kernels(request, monkeypatch):
+    """The kernels, and the device to run them on, with every output full of NaN until it is written."""
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives
+    if request.param == "GPU":
+        yield compiled_kernels, torch.device("cuda")
+    else:
+        yield load_interpreted_kernels(monkeypatch), torch.device("cpu")
+    torch.use_deterministic_algorithms(False)
+
+
+def draw(shape: tuple[int, int, int, int], kernel_size: int, dtype: torch.dtype, device: torch.device) -> dict:
+    """Inputs of a convolution; taps that the dtype holds exactly, so that all rounding is of the result."""
+    torch.manual_seed(0)
+    taps = torch.randn(shape[0], kernel_size, kernel_size) / kernel_size
+    vectors = torch.randn(3, shape[0]).unbind()
+    tensors = {"x": torch.randn(shape).to(dtype), "taps": taps.to(dtype).float()}
+    tensors |= dict(zip(("bias", "scale", "shift"), vectors, strict=True))
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def by_channel(vector: Tensor) -> Tensor:
+    return vector.double().view(-1, 1, 1, 1)
+
+
+def convolved(x: Tensor, taps: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In float64, by PyTorch."""
+    x, pad = x.double().transpose(0, 1), taps.shape[-1] // 2
+    bias = None if bias is None else bias.double()
+    return nn.functional.conv2d(x, taps.double().unsqueeze(1), bias, padding=pad, groups=x.shape[1]).transpose(0, 1)
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    assert found.shape == wanted.shape and found.isfinite().all()
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+# (C, N, H, W) and the side of the kernel
+SHAPES = {
+    "ImageNet's 1536/20": ((2, 2, 32, 32), 9),
+    "ImageNet's 768/32, one picture": ((3, 1, 32, 32), 7),
+    "ImageNet's 1024/20": ((2, 3, 16, 16), 9),
+    "CIFAR's, patch 2": ((2, 3, 16, 16), 5),
+    "sides that are no multiple of a tile": ((3, 2, 7, 13), 7),
+    "programs that share a channel": ((1, 13, 31, 33), 3),
+    "one position": ((2, 2, 1, 1), 9),
+    "no mixing in space": ((2, 1, 9, 10), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("case", SHAPES)
+def test_the_convolution(kernels, case, dtype):
+    module, device = kernels
+    x, taps, bias, scale, shift = draw(*SHAPES[case], dtype, device).values()
+    wanted = convolved(x, taps, bias)
+    found = module.convolve(x, taps, bias)
+    assert found.dtype == dtype
+    assert relative_error(found, wanted) < ROUNDING[dtype]
+    mixed = nn.functional.relu(wanted) * by_channel(scale) + by_channel(shift) + x.double()
+    assert relative_error(module.convolve(x, taps, bias, "relu", scale, shift), mixed) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("case", ["CIFAR's, patch 2", "sides that are no multiple of a tile"])
+def test_the_convolution_with_gelu(kernels, case):
+    module, device = kernels
+    x, taps, bias, scale, shift = draw(*SHAPES[case], torch.float16, device).values()
+    wanted = nn.functional.gelu(convolved(x, taps, bias)) * by_channel(scale) + by_channel(shift) + x.double()
+    assert relative_error(module.convolve(x, taps, bias, "gelu", scale, shift), wanted) < ROUNDING[torch.float16]
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("case", SHAPES)
+def test_the_gradient_of_the_taps(kernels, case, dtype):
+    module, device = kernels
+    shape, kernel_size = SHAPES[case]
+    x, taps, *_ = draw(shape, kernel_size, dtype, device).values()
+    grad = torch.randn(shape, device=device).to(dtype)
+    taps = taps.double().requires_grad_()
+    (wanted,) = torch.autograd.grad(convolved(x, taps), taps, grad.double())
+    found = module.tap_gradient(x, grad, kernel_size)
+    assert found.dtype == torch.float32
+    assert relative_error(found, wanted) < 1e-6  # products of 16-bit numbers are exact in float32; only sums round
+    assert torch.equal(found, module.tap_gradient(x, grad, kernel_size))  # no order but one
+
+
+def test_no_pictures(kernels):
+    module, device = kernels
+    x = torch.empty(3, 0, 8, 8, dtype=torch.float16, device=device)
+    taps, vector = torch.ones(3, 5, 5, device=device), torch.ones(3, device=device)
+    assert module.convolve(x, taps, vector, "gelu", vector, vector).shape == x.shape
+    assert module.activate(x, vector, vector, vector, "gelu").shape == x.shape
+    assert module.tap_gradient(x, x, 5).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_activation_and_norm(kernels, activation):
+    module, device = kernels
+    x, _, bias, scale, shift = draw((5, 3, 21, 19), 1, torch.float16, device).values()
+    function = getattr(nn.functional, activation)
+    wanted = function(x.double() + by_channel(bias)) * by_channel(scale) + by_channel(shift)
+    assert relative_error(module.activate(x, bias, scale, shift, activation), wanted) < ROUNDING[torch.float16]
+
+
+def test_gelu_is_right_in_its_tail_too(kernels):
+    module, device = kernels
+    x = torch.linspace(-9, 9, 20_001, device=device)[None]
+    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    found = module.activate(x, zero, one, zero, "gelu").double()
+    wanted = x.double() * torch.special.erfc(-x.double() / 2**0.5) / 2
+    assert ((found - wanted).abs() <= 1e-4 * wanted.abs()).all()
+
+
+def test_what_is_no_number_stays_none(kernels):
+    module, device = kernels
+    x = torch.tensor([[1.0, float("nan"), -1.0]], device=device)
+    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    for activation in ("gelu", "relu"):
+        found = module.activate(x, zero, one, zero, activation)
+        assert found.isnan().tolist() == [[False, True, False]]
+
+
+@ON_GPU
+def test_maps_of_more_than_2_31_elements():
+    device = torch.device("cuda")
+    if torch.cuda.mem_get_info()[0] < 16e9:
+        pytest.skip("this GPU has less than 16 GB free")
+    x = torch.randn(40, 60, 960, 960, device=device, dtype=torch.float16)
+    taps, bias = torch.randn(40, 3, 3, device=device), torch.randn(40, device=device)
+    found = compiled_kernels.convolve(x, taps, bias)
+    last = convolved(x[-1:, -1:], taps[-1:].half(), bias[-1:])
+    assert relative_error(found[-1:, -1:], last) < ROUNDING[torch.float16]
+
+
+# What a program may have: shared memory of an A100, an RTX 4090, an H100 or H200, and a B200.
+SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+needs_disassembler = pytest.mark.skipif(
+    not all(shutil.which(tool.path) for tool in (triton.knobs.nvidia.cuobjdump, triton.knobs.nvidia.nvdisasm)),
+    reason="this Triton comes without NVIDIA's disassembler",
+)
+
+
+TUNED = {"convolve": compiled_kernels.CONVOLVE_CONFIGS, "differentiate": compiled_kernels.DIFFERENTIATE_CONFIGS}
+
+
+@needs_disassembler
+@pytest.mark.parametrize("name", TUNED)
+def test_every_configuration_fits_an_h200_and_uses_its_matrix_units(name):
+    for config in TUNED[name]:
+        code = compile_kernel(name, config, 9, 90)
+        assert code.spilled == 0 and code.shared <= SHARED[90], config
+        assert code.matrix >= 8, config
+        assert config.kwargs["TILES"] < 64 or "wgmma.mma_async" in code.ptx, config
+        # Windows are read 8 bytes at a time, but not where the compiler cannot see that they are aligned.
+        read = "cp.async.ca.shared.global [" if config.num_stages > 1 else "ld.global.v2.b32"
+        assert read in code.ptx and "ld.global.b16" not in code.ptx, config
+
+
+@needs_disassembler
+@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.parametrize("kernel_size", [5, 7, 9])
+def test_some_configuration_fits_every_gpu(kernel_size, capability):
+    for name, configs in TUNED.items():
+        code = compile_kernel(name, configs[0], kernel_size, capability)
+        assert code.spilled <= 16 and code.shared <= SHARED[capability] and code.matrix
+
+
+@needs_disassembler
+def test_the_others_compile_too():
+    assert compile_kernel("activate", triton.Config({}), 9, 90).spilled == 0
+    odd_sides = compile_kernel("convolve", TUNED["convolve"][1], 9, 90, aligned=False)
+    assert odd_sides.spilled <= 128 and odd_sides.matrix
