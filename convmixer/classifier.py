@@ -42,16 +42,17 @@ class Classifier:
 
     model: a name of `convmixer.zoo.MODELS`, "auto", or a checkpoint file; a named model is downloaded once.
     device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
-    precision: on the CPU, what most of the arithmetic is done in: "float32", whose logits are those of the network;
-        "bfloat16" or "int8", which are faster and less exact, where the processor has them. By default what the
-        environment variable CONVMIXER_PRECISION says, else "float32".
+    precision: what most of the arithmetic is done in: "float32", whose logits are those of the network; on the CPU
+        "bfloat16" or "int8", which are faster and less exact, where the processor has them; on a GPU "bfloat16",
+        through the kernels of `convmixer.gpu`. By default what the environment variable CONVMIXER_PRECISION says, else
+        "float32".
     progress: called with (bytes so far, total bytes or None) during a download.
 
     Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device or precision that cannot be used.
     The methods raise ImageError for a picture that cannot be read.
 
-    On the CPU the network runs through `convmixer.engine`, with the weights that it had at the start. Where there is no
-    compiler for that, ``engine`` is None and PyTorch runs it.
+    On the CPU the network runs through `convmixer.engine`, and on a GPU in bfloat16 through `convmixer.gpu`, with the
+    weights that it had at the start. Else, and on a CPU without a compiler, ``engine`` is None and PyTorch runs it.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Classifier:
         self.accuracy = checkpoint.accuracy
         self.training = checkpoint.training
         self.network = build(checkpoint.config, checkpoint.state_dict).to(self.device).eval()
-        self.engine = _engine(self.network, precision) if self.device.type == "cpu" else None
+        self.engine = _engine(self.network, precision, self.device)
 
     @property
     def heatmap_side(self) -> int:
@@ -175,12 +176,19 @@ def _check_top_k(top_k: int) -> None:
 def _check_precision(precision: str, device: torch.device) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    if precision != "float32" and device.type != "cpu":
-        raise ValueError(f"precision {precision!r} is for the CPU; on {device.type} it must be 'float32'")
+    usable = {"cpu": list(PRECISIONS), "cuda": ["float32", "bfloat16"]}.get(device.type, ["float32"])
+    if precision not in usable:
+        raise ValueError(f"precision {precision!r} is not for {device.type}; there it must be {' or '.join(usable)}")
 
 
-def _engine(network: ConvMixer, precision: str) -> Engine | None:
+def _engine(network: ConvMixer, precision: str, device: torch.device):
     """None where this machine cannot have one. Raises ValueError if the precision then cannot be had either."""
+    if device.type != "cpu":
+        if precision == "float32":
+            return None
+        from .gpu.engine import GpuEngine  # brings Triton along
+
+        return GpuEngine(network, device)
     try:
         return Engine(network, precision)
     except KernelError as error:
