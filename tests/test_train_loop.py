@@ -247,9 +247,9 @@ def test_mixed_precision_stays_near_full_precision():
 
 def test_the_memory_format_is_measured_or_as_asked():
     seconds = layout.measure_formats(TINY, "off", CPU)
-    assert seconds.keys() == layout.FORMATS.keys()
+    assert list(seconds) == list(layout.AUTO)
     assert all(0 < value < 60 for value in seconds.values())
-    assert layout.choose_memory_format(TINY, "off", CPU) in layout.FORMATS
+    assert layout.choose_memory_format(TINY, "off", CPU) in layout.AUTO
     for name, memory_format in layout.FORMATS.items():
         assert layout.choose_memory_format(dataclasses.replace(TINY, memory_format=name), "off", CPU) == name
         state = new_state(TINY, CPU, "off", memory_format)

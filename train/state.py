@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convmixer.model import ConvMixer, build
 from convmixer.weights import write_atomically
+from train.channel_major import use_channel_major
 from train.depthwise import use_fast_depthwise
 from train.errors import TrainingError
 from train.recipe import Recipe
@@ -101,6 +102,8 @@ def new_state(
     torch.manual_seed(recipe.seed)
     network = build(recipe.model).to(device, memory_format=memory_format)
     use_fast_depthwise(network)
+    if recipe.memory_format == "channel_major":
+        use_channel_major(network)
     groups = parameter_groups(network, recipe)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay)
     ema = None if recipe.ema is None else ModelEmaV3(network, decay=recipe.ema, use_warmup=True)
