@@ -43,8 +43,8 @@ def missing(packages: tuple[str, ...]) -> list[str]:
     return [package for package in packages if importlib.util.find_spec(package) is None]
 
 
-def random_checkpoint(name: str, seed: int = 0):
-    """The named architecture with random weights, as a `convmixer.Checkpoint`.
+def random_network(config, size: int, seed: int = 0):
+    """A `convmixer.ConvMixer` for pictures of ``size`` pixels, in evaluation mode, with random weights.
 
     PyTorch's initial weights with batch norm in training would not do: through 32 blocks such a network amplifies the
     rounding of float32 to 2e-4 of its logits, and nothing could be compared. So batch norm's variances have a floor,
@@ -54,17 +54,14 @@ def random_checkpoint(name: str, seed: int = 0):
     import torch
 
     from convmixer.model import ConvMixer
-    from convmixer.weights import Checkpoint, imagenet_labels
-    from convmixer.zoo import MODELS as ZOO
 
     def take_statistics(norm: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance.clamp(min=0.3 * variance.median().item()))
 
-    entry = ZOO[name]
     torch.manual_seed(seed)
-    network = ConvMixer(entry.config).eval()
+    network = ConvMixer(config).eval()
     with torch.no_grad():
         hooks = []
         for place, module in network.named_modules():
@@ -75,10 +72,19 @@ def random_checkpoint(name: str, seed: int = 0):
                 module.bias.normal_(std=0.2)
                 hooks.append(module.register_forward_pre_hook(take_statistics))
         network.head.weight.mul_(16)
-        size = entry.preprocessing.size
-        network(torch.randn(CALIBRATION, entry.config.in_chans, size, size))
+        network(torch.randn(CALIBRATION, config.in_chans, size, size))
         for hook in hooks:
             hook.remove()
+    return network
+
+
+def random_checkpoint(name: str):
+    """The named architecture with random weights, as a `convmixer.Checkpoint`."""
+    from convmixer.weights import Checkpoint, imagenet_labels
+    from convmixer.zoo import MODELS as ZOO
+
+    entry = ZOO[name]
+    network = random_network(entry.config, entry.preprocessing.size)
     return Checkpoint(name, entry.config, network.state_dict(), imagenet_labels(), entry.preprocessing, {}, {})
 
 

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, autoaugment
 from torchvision.transforms import functional as F
 
 from train import augment as module
-from train.augment import OPERATIONS, augment
+from train.augment import OPERATIONS, augment, draw
 from train.recipe import Augmentation
 
 SIZE = 32
@@ -30,6 +30,10 @@ def pictures() -> torch.Tensor:
 
 def space() -> dict:
     return transforms.RandAugment()._augmentation_space(31, (SIZE, SIZE))
+
+
+def changed_by(pictures: torch.Tensor, settings: Augmentation, seed: int = 0) -> torch.Tensor:
+    return augment(pictures, settings, draw(len(pictures), SIZE, settings, np.random.default_rng(seed)))
 
 
 @pytest.mark.parametrize("magnitude", [0, 12, 30])
@@ -67,7 +71,8 @@ def test_randaugment_gives_each_picture_one_operation_evenly(pictures):
     for name, (operation, value_at, signed) in OPERATIONS.items():
         for sign in (1, -1) if signed else (1,):
             outcomes.setdefault(operation(one, sign * value_at(12)).numpy().tobytes(), []).append((name, sign))
-    many = module.randaugment(one.expand(2800, -1, -1, -1), 12, np.random.default_rng(0))
+    drawn = module.draw_operations(2800, np.random.default_rng(0))
+    many = module.randaugment(one.expand(2800, -1, -1, -1), 12, *drawn)
     counts = dict.fromkeys(outcomes, 0)
     for changed in many.numpy():
         counts[changed.tobytes()] += 1  # KeyError: not the outcome of any one operation
@@ -76,10 +81,9 @@ def test_randaugment_gives_each_picture_one_operation_evenly(pictures):
         assert counts[outcome] == pytest.approx(2800 * share, abs=5 * math.sqrt(2800 * share)), names
 
 
-def test_a_crop_equals_torchvisions_of_the_same_box(pictures, monkeypatch):
+def test_a_crop_equals_torchvisions_of_the_same_box(pictures):
     boxes = np.stack([np.array([i % 9, (3 * i) % 11, 32 - i % 9 - i % 5, 20]) for i in range(24)])
-    monkeypatch.setattr(module, "crop_boxes", lambda *_: boxes)
-    ours = module.random_resized_crop(pictures, Augmentation(scale=0.5), np.random.default_rng(0))
+    ours = module.resized_crop(pictures, boxes)
     for picture, box, changed in zip(pictures, boxes.tolist(), ours, strict=True):
         expected = F.resized_crop(picture, *box, [SIZE, SIZE], InterpolationMode.BILINEAR, antialias=False)
         assert (changed.int() - expected.int()).abs().max() <= 1
@@ -102,17 +106,17 @@ def test_crop_boxes_lie_inside_and_follow_scale_and_ratio():
 
 def test_half_of_the_pictures_are_mirrored(pictures):
     many = pictures[5:6].expand(1000, -1, -1, -1)
-    changed = augment(many, Augmentation(), np.random.default_rng(0))
+    changed = changed_by(many, Augmentation())
     mirrored = (changed == pictures[5].flip(2)).flatten(1).all(1)
     as_it_was = (changed == pictures[5]).flatten(1).all(1)
     assert (mirrored ^ as_it_was).all()
     assert 440 < mirrored.sum() < 560
-    assert torch.equal(augment(pictures, Augmentation(flip=0.0), np.random.default_rng(0)), pictures)
+    assert torch.equal(changed_by(pictures, Augmentation(flip=0.0)), pictures)
 
 
 def test_jitter_equals_torchvisions_three_adjustments(pictures):
     """With the drawn factors and orders, torchvision's own functions give the same pictures."""
-    changed = module.color_jitter(pictures, 0.2, np.random.default_rng(3))
+    changed = module.color_jitter(pictures, *module.draw_jitter(24, 0.2, np.random.default_rng(3)))
     rng = np.random.default_rng(3)
     factors = rng.uniform(0.8, 1.2, (3, 24)).astype(np.float32)
     orders = rng.permuted(np.tile(np.arange(3), (24, 1)), axis=1)
@@ -126,7 +130,7 @@ def test_jitter_equals_torchvisions_three_adjustments(pictures):
 
 def test_the_same_numbers_give_the_same_pictures(pictures):
     settings = Augmentation(scale=0.6, ra_n=2, ra_m=12, jitter=0.2)
-    first, again, other = (augment(pictures, settings, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (changed_by(pictures, settings, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert (first.dtype, first.shape) == (torch.uint8, pictures.shape)

@@ -116,6 +116,18 @@ def test_an_epoch_that_is_taken_up_in_the_middle_goes_on_the_same():
     assert not torch.equal(whole[0].images, other[0].images)
 
 
+@pytest.mark.parametrize("ahead", [2, 3, 8])
+def test_parts_that_are_augmented_together_come_out_the_same(ahead):
+    """Bit for bit, so that a run may be taken up with another number."""
+    settings = Augmentation(scale=0.5, ratio=(0.75, 1.33), ra_n=2, jitter=0.2)
+    augmented, world = dataclasses.replace(RECIPE, augmentation=settings), World(CPU)
+    for first_step in (0, 1):
+        alone = MemoryBatches(images_of(50), augmented, world).parts(1, first_step)
+        together = MemoryBatches(images_of(50), augmented, world, ahead).parts(1, first_step)
+        for a, b in zip(alone, together, strict=True):
+            assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
 def test_held_out_pictures_come_once_over_all_processes():
     made = images_of(23)
     for size in (1, 2, 5):

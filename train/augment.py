@@ -2,7 +2,7 @@
 
 Every picture gets its own crop, flip and operations; pictures that got the same one go through torchvision together.
 All random numbers come from one NumPy generator, drawn for the whole batch before anything is computed, so they do not
-depend on the device.
+depend on the device. Several batches can be put together: each picture comes out as it would in its own.
 """
 
 import math
@@ -17,18 +17,37 @@ from train.recipe import Augmentation
 
 MAGNITUDES = 30  # RandAugment's magnitudes are 0 to 30
 
+Chances = dict[str, np.ndarray]  # what `draw` drew; the first axis of every array counts the pictures
 
-def augment(images: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Crop, flip, RandAugment and ColorJitter on uint8 (N, 3, S, S); gives a new tensor of the same kind."""
-    n = len(images)
+
+def draw(n: int, size: int, augmentation: Augmentation, rng: np.random.Generator) -> Chances:
+    """What is to happen to each of n pictures with a side of ``size``."""
+    chances = {}
     if augmentation.scale < 1.0:
-        images = random_resized_crop(images, augmentation, rng)
-    flip = torch.from_numpy(rng.random(n) < augmentation.flip).to(images.device)
-    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
-    for _ in range(augmentation.ra_n):
-        images = randaugment(images, augmentation.ra_m, rng)
+        chances["boxes"] = crop_boxes(n, size, augmentation, rng)
+    chances["flip"] = rng.random(n) < augmentation.flip
+    for turn in range(augmentation.ra_n):
+        chances[f"operation {turn}"], chances[f"negative {turn}"] = draw_operations(n, rng)
     if augmentation.jitter:
-        images = color_jitter(images, augmentation.jitter, rng)
+        chances["factors"], chances["order"] = draw_jitter(n, augmentation.jitter, rng)
+    return chances
+
+
+def together(batches: list[Chances]) -> Chances:
+    """The chances of several batches as those of one."""
+    return {name: np.concatenate([chances[name] for chances in batches]) for name in batches[0]}
+
+
+def augment(images: Tensor, augmentation: Augmentation, chances: Chances) -> Tensor:
+    """Crop, flip, RandAugment and ColorJitter on uint8 (N, 3, S, S); gives a new tensor of the same kind."""
+    if augmentation.scale < 1.0:
+        images = resized_crop(images, chances["boxes"])
+    flip = torch.from_numpy(chances["flip"]).to(images.device)
+    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+    for turn in range(augmentation.ra_n):
+        images = randaugment(images, augmentation.ra_m, chances[f"operation {turn}"], chances[f"negative {turn}"])
+    if augmentation.jitter:
+        images = color_jitter(images, chances["factors"], chances["order"])
     return images
 
 
@@ -52,11 +71,10 @@ def crop_boxes(n: int, size: int, augmentation: Augmentation, rng: np.random.Gen
     return boxes
 
 
-def random_resized_crop(images: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Each picture's own box, enlarged to the full size with bilinear interpolation."""
+def resized_crop(images: Tensor, boxes: np.ndarray) -> Tensor:
+    """Each picture's own box, as `crop_boxes` gives them, enlarged to the full size with bilinear interpolation."""
     size = images.shape[2]
-    boxes = torch.from_numpy(crop_boxes(len(images), size, augmentation, rng)).to(images.device, torch.float32)
-    top, left, height, width = boxes.unsqueeze(2).unbind(1)  # (N, 1) each
+    top, left, height, width = torch.from_numpy(boxes).to(images.device, torch.float32).unsqueeze(2).unbind(1)  # (N, 1)
     centres = (torch.arange(size, device=images.device) + 0.5) / size  # of the pixels, in 0..1
 
     def coordinates(start: Tensor, side: Tensor) -> Tensor:
@@ -96,10 +114,13 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[int], f
 }
 
 
-def randaugment(images: Tensor, magnitude: int, rng: np.random.Generator) -> Tensor:
-    """One operation a picture, chosen evenly, at ``magnitude`` 0 to 30; one half of the signed ones the other way."""
-    operations = rng.integers(len(OPERATIONS), size=len(images))
-    negative = rng.random(len(images)) < 0.5
+def draw_operations(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """For n pictures: the number in OPERATIONS, evenly, and whether the operation goes the other way, if it can."""
+    return rng.integers(len(OPERATIONS), size=n), rng.random(n) < 0.5
+
+
+def randaugment(images: Tensor, magnitude: int, operations: np.ndarray, negative: np.ndarray) -> Tensor:
+    """One operation a picture, as `draw_operations` gave them, at ``magnitude`` 0 to 30."""
     changed = images.clone()
     for number, (operation, value_at, signed) in enumerate(OPERATIONS.values()):
         for sign in (1, -1) if signed else (1,):
@@ -135,17 +156,20 @@ def equalize(images: Tensor) -> Tensor:
     return torch.where(step == 0, flat, table.gather(1, flat)).to(torch.uint8).view_as(images)
 
 
-def color_jitter(images: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """torchvision's ColorJitter of brightness, contrast and saturation, each picture in an order of its own."""
-    n = len(images)
+def draw_jitter(n: int, strength: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """For n pictures, (n, 3) each: the factors of brightness, contrast and saturation, and the order of the three."""
     factors = rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength, (3, n)).astype(np.float32)
-    order = rng.permuted(np.tile(np.arange(3), (n, 1)), axis=1)
+    return factors.T, rng.permuted(np.tile(np.arange(3), (n, 1)), axis=1)
+
+
+def color_jitter(images: Tensor, factors: np.ndarray, order: np.ndarray) -> Tensor:
+    """torchvision's ColorJitter of brightness, contrast and saturation, as `draw_jitter` gave them."""
     references = (_black, _mean_grey, F.rgb_to_grayscale)  # what brightness, contrast and saturation move away from
     for position in range(3):
         changed = images.clone()
         for number, reference in enumerate(references):
             rows = torch.from_numpy(np.flatnonzero(order[:, position] == number)).to(images.device)
-            factor = torch.from_numpy(factors[number]).to(images.device)[rows].view(-1, 1, 1, 1)
+            factor = torch.from_numpy(factors[:, number].copy()).to(images.device)[rows].view(-1, 1, 1, 1)
             chosen = images[rows]
             blended = factor * chosen.float() + (1.0 - factor) * reference(chosen).float()
             changed[rows] = blended.clamp(0, 255).to(torch.uint8)

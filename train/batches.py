@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from convmixer.preprocessing import Preprocessing, preprocess
 from convmixer.weights import imagenet_labels
-from train.augment import augment
+from train.augment import Chances, augment, draw, together
 from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
 from train.distributed import World
 from train.errors import DataError, TrainingError
@@ -83,7 +83,7 @@ def open_cifar(run, recipe: Recipe, world: World) -> Data:
     test_set = load_cifar(run.data, train=False) if recipe.split == "full" else None
     training_set, held_out = split_cifar(training_set, recipe.split, test_set)
     return Data(
-        training=MemoryBatches(training_set, recipe, world),
+        training=MemoryBatches(training_set, recipe, world, run.ahead),
         training_name=training_set.name,
         held_out_batches=lambda n: memory_batches(held_out, recipe.preprocessing, world, n),
         held_out_name=held_out.name,
@@ -107,10 +107,13 @@ def part_rng(seed: int, epoch: int, step: int, part: int) -> np.random.Generator
 
 
 class MemoryBatches:
-    """An in-memory set on the device that trains; each part is augmented there as a whole."""
+    """An in-memory set on the device that trains; each part is augmented there as a whole, or several at once.
 
-    def __init__(self, data: LabelledImages, recipe: Recipe, world: World):
-        self.recipe, self.world = recipe, world
+    ahead: parts that are augmented together. What comes out is the same; a GPU gets fewer and larger operations.
+    """
+
+    def __init__(self, data: LabelledImages, recipe: Recipe, world: World, ahead: int = 1):
+        self.recipe, self.world, self.ahead = recipe, world, ahead
         self.plan = Plan(len(data), recipe.batch_size, recipe.micro_batch, recipe.drop_last, world.size)
         self.images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous().to(world.device)
         self.labels = torch.from_numpy(data.labels).to(world.device)
@@ -118,12 +121,22 @@ class MemoryBatches:
     def parts(self, epoch: int, first_step: int) -> Iterator[Part]:
         """This process's parts of the epoch in order, from ``first_step`` on."""
         order = torch.from_numpy(epoch_order(self.plan.images, self.recipe.seed, epoch)).to(self.world.device)
+        coming = self._drawn(epoch, first_step)
+        while group := list(itertools.islice(coming, self.ahead)):
+            chosen = torch.cat([order[stretch] for stretch, _ in group])
+            chances = together([drawn for _, drawn in group])
+            images = augment(self.images[chosen], self.recipe.augmentation, chances)
+            sizes = [stretch.stop - stretch.start for stretch, _ in group]
+            yield from itertools.starmap(Part, zip(images.split(sizes), self.labels[chosen].split(sizes), strict=True))
+
+    def _drawn(self, epoch: int, first_step: int) -> Iterator[tuple[slice, Chances]]:
+        """Where each part stands in the epoch's order, and what is to happen to its pictures."""
+        augmentation, size = self.recipe.augmentation, self.images.shape[2]
         for step in range(first_step, self.plan.steps):
             stretches = self.plan.parts(step, self.world.rank)
             for number, stretch in enumerate(stretches):
                 rng = part_rng(self.recipe.seed, epoch, step, self.world.rank * len(stretches) + number)
-                chosen = order[stretch]
-                yield Part(augment(self.images[chosen], self.recipe.augmentation, rng), self.labels[chosen])
+                yield stretch, draw(stretch.stop - stretch.start, size, augmentation, rng)
 
 
 def memory_batches(data: LabelledImages, preprocessing: Preprocessing, world: World, batch_size: int):

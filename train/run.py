@@ -50,9 +50,14 @@ class Run:
     workers: int = max(1, min(8, (os.cpu_count() or 1) - 1))  # processes that read pictures from disk, for each GPU
     threads: int | None = None  # of the CPU's arithmetic; PyTorch's default otherwise
     compile: bool = False  # torch.compile the network
+    ahead: int = 1  # CIFAR's parts that are augmented together; a GPU may like 8
     save_every: float = 10.0  # minutes between checkpoints within an epoch
     tensorboard: bool = False  # also write TensorBoard's event files into the run folder
     command: Annotated[str, tyro.conf.Suppress] = ""  # as it was typed; for the model card
+
+    def __post_init__(self):
+        if self.ahead < 1:
+            raise ValueError(f"ahead is {self.ahead}; it must be at least 1")
 
 
 def parse(argv: list[str]) -> Run:

@@ -49,16 +49,16 @@ class GpuEngine:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Logits (N, classes), float32 on the CPU, of pictures (N, in_chans, H, W), as `ConvMixer` takes them."""
-        return self._run(pictures)[0].cpu()
+        return self.run(pictures)[0].cpu()
 
     def with_features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the last feature map, float32 (N, dim, H / patch_size, W / patch_size) on the device."""
-        logits, features = self._run(pictures)
+        logits, features = self.run(pictures)
         return logits.cpu(), features.transpose(0, 1).float().contiguous()
 
     @torch.inference_mode()
-    def _run(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) and features (dim, N, h, w), on the device."""
+    def run(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, float32 (N, classes), and features, bfloat16 (dim, N, h, w); on the device, not waited for."""
         patch, in_chans = self.config.patch_size, self.config.in_chans
         if pictures.ndim != 4 or pictures.shape[1] != in_chans or min(pictures.shape[2:]) < patch:
             wanted = f"(N, {in_chans}, H, W) with sides of at least {patch}"
