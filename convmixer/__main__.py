@@ -36,8 +36,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     classify.add_argument(
         "--precision",
         metavar="FORMAT",
-        help="float32, or bfloat16 or int8: faster and less exact, on CPUs that have them; default: what"
-        " CONVMIXER_PRECISION says, else float32",
+        help="float32, or bfloat16 or int8: faster and less exact, on CPUs that have them; on GPUs float32 or bfloat16;"
+        " default: what CONVMIXER_PRECISION says, else float32",
     )
 
     models = commands.add_parser("models", help="list the models", description="List the models that have a name.")

@@ -12,42 +12,12 @@ from convmixer import Classifier, ConvMixer, ConvMixerConfig, kernel, zoo
 from convmixer import engine as engine_module
 from convmixer.engine import Engine, KernelError
 from convmixer.sample import draw_sample
+from tests.networks import CASES, network, relative_error
 
 try:
     kernel.load(5, "float32")
 except KernelError as reason:
     pytest.skip(str(reason), allow_module_level=True)
-
-
-def network(seed: int = 0, **config) -> ConvMixer:
-    """A random network whose batch norms are not the identity."""
-    torch.manual_seed(seed)
-    network = ConvMixer(ConvMixerConfig(**config)).eval()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.3, 2)
-            torch.nn.init.uniform_(module.weight, -1, 2)
-            torch.nn.init.normal_(module.bias, 0, 0.3)
-    return network
-
-
-def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).abs().max() / wanted.abs().max())
-
-
-CASES = {
-    "the shipped one's": ({"dim": 64, "depth": 3, "kernel_size": 5, "patch_size": 2, "num_classes": 10}, (32, 32)),
-    "relu": ({"dim": 32, "depth": 2, "kernel_size": 7, "activation": "relu"}, (70, 70)),
-    "a width that fills no vector": ({"dim": 33, "depth": 2, "kernel_size": 3, "patch_size": 3}, (20, 31)),
-    "narrower than a vector": ({"dim": 5, "depth": 1, "kernel_size": 3, "patch_size": 2, "num_classes": 3}, (9, 8)),
-    "as many taps as channels": ({"dim": 12, "depth": 2, "kernel_size": 3, "patch_size": 2}, (8, 8)),
-    "a kernel larger than the map": ({"dim": 40, "depth": 2, "kernel_size": 9, "patch_size": 7}, (21, 30)),
-    "one patch": ({"dim": 16, "depth": 2, "kernel_size": 5, "patch_size": 14}, (14, 14)),
-    "no mixing in space": ({"dim": 16, "depth": 2, "kernel_size": 1, "patch_size": 4}, (40, 40)),
-    "grey, every pixel a patch": ({"dim": 16, "depth": 1, "kernel_size": 5, "patch_size": 1, "in_chans": 1}, (19, 150)),
-    "an uncommon kernel": ({"dim": 16, "depth": 2, "kernel_size": 11, "patch_size": 2, "in_chans": 4}, (37, 26)),
-}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from convmixer import Classifier, ConvMixer
 from convmixer.classifier import _check_precision
 from convmixer.gpu.engine import GRAPH_BATCHES, GpuEngine
 from convmixer.sample import draw_sample
-from tests.test_engine import CASES, network, relative_error
+from tests.networks import CASES, network, relative_error
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]

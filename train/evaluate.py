@@ -50,7 +50,7 @@ class Evaluation:
     split: Literal["test", "holdout", "tune", "train"] | None = None  # of CIFAR; test by default
     flip: bool = False  # mirrored test-time augmentation: the mean of the logits of each picture and its mirror image
     amp: Literal["off", "bf16", "fp16", "auto"] = "off"  # mixed precision, in PyTorch's operators
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the classifier on a CPU (see README)
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the classifier (see README); int8 on CPUs only
     batch_size: int = 256
     device: str | None = None  # cpu, cuda, ...; the GPU where there is one
     workers: int = max(1, min(8, os.cpu_count() or 1))  # processes that read the pictures; 0: this one
@@ -76,7 +76,7 @@ class Answering(nn.Module):
         self.classifier, self.network = classifier, classifier.network
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier.logits(x)
+        return self.classifier.logits(x).to(x.device)
 
 
 def match_classes(names: tuple[str, ...], labels: tuple[str, ...]) -> tuple[list[int], str]:
@@ -162,7 +162,7 @@ def measure(options: Evaluation) -> dict:
         raise DataError(f"--workers is {options.workers}; it must be at least 0")
     is_cifar = find_layout(options.data) is not None
     if options.precision != "float32" and options.amp != "off":
-        raise DataError("--amp is for PyTorch's operators and --precision for the CPU's kernel; give one of them")
+        raise DataError("--amp is for PyTorch's operators and --precision for this project's kernels; give one of them")
     classifier = Classifier(options.model, device=options.device, precision=options.precision)
     data = open_cifar(options) if is_cifar else open_pictures(options, classifier.labels)
     indices, matched_by = match_classes(data.classes, classifier.labels)
