@@ -37,7 +37,8 @@ def test_logits_and_features_are_the_networks_up_to_bfloat16(case, device):
             assert relative_error(logits, wanted) < rounded_everywhere(net)
             assert features.shape == wanted_features.shape
             assert relative_error(features.cpu(), wanted_features) < rounded_everywhere(net)
-            assert torch.equal(engine(pictures), logits)
+            again = relative_error(engine(pictures), logits)
+            assert again == 0 if device == "cpu" else again < ROUNDING  # a library may choose another way to multiply
 
 
 def test_later_changes_of_the_network_are_not_seen():

@@ -19,23 +19,26 @@ ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no G
 
 @pytest.fixture(params=["interpreter", pytest.param("GPU", marks=ON_GPU)])
 def kernels(request, monkeypatch):
-    """The kernels, and the device to run them on, with every output full of NaN until it is written."""
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives
-    if request.param == "GPU":
-        yield compiled_kernels, torch.device("cuda")
-    else:
-        yield load_interpreted_kernels(monkeypatch), torch.device("cpu")
-    torch.use_deterministic_algorithms(False)
+    """Calls a function of the kernels' module with tensors on the CPU, where its result is, too."""
+    on_gpu = request.param == "GPU"
+    module = compiled_kernels if on_gpu else load_interpreted_kernels(monkeypatch)
+
+    def call(name: str, *arguments) -> Tensor:
+        arguments = [a.to("cuda") if on_gpu and isinstance(a, Tensor) else a for a in arguments]
+        torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
+        try:
+            return getattr(module, name)(*arguments).cpu()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return call
 
 
-def draw(shape: tuple[int, int, int, int], kernel_size: int, dtype: torch.dtype, device: torch.device) -> dict:
-    """Inputs of a convolution; taps that the dtype holds exactly, so that all rounding is of the result."""
+def draw(shape: tuple[int, int, int, int], kernel_size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """x, taps, bias, scale and shift; taps that the dtype holds exactly, so that all rounding is of the result."""
     torch.manual_seed(0)
     taps = torch.randn(shape[0], kernel_size, kernel_size) / kernel_size
-    vectors = torch.randn(3, shape[0]).unbind()
-    tensors = {"x": torch.randn(shape).to(dtype), "taps": taps.to(dtype).float()}
-    tensors |= dict(zip(("bias", "scale", "shift"), vectors, strict=True))
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return torch.randn(shape).to(dtype), taps.to(dtype).float(), *torch.randn(3, shape[0]).unbind()
 
 
 def by_channel(vector: Tensor) -> Tensor:
@@ -73,71 +76,61 @@ IN_BOTH = [("CIFAR's, patch 2", torch.bfloat16), *((case, torch.float16) for cas
 
 @pytest.mark.parametrize(("case", "dtype"), IN_BOTH)
 def test_the_first_half_of_a_block(kernels, case, dtype):
-    module, device = kernels
-    x, taps, bias, scale, shift = draw(*SHAPES[case], dtype, device).values()
+    x, taps, bias, scale, shift = draw(*SHAPES[case], dtype)
     wanted = nn.functional.gelu(convolved(x, taps, bias)) * by_channel(scale) + by_channel(shift) + x.double()
-    found = module.convolve(x, taps, bias, "gelu", scale, shift)
+    found = kernels("convolve", x, taps, bias, "gelu", scale, shift)
     assert found.dtype == dtype
     assert relative_error(found, wanted) < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_the_convolution_alone_and_with_relu(kernels, dtype):
-    module, device = kernels
-    x, taps, bias, scale, shift = draw((3, 2, 7, 13), 7, dtype, device).values()
+    x, taps, bias, scale, shift = draw((3, 2, 7, 13), 7, dtype)
     wanted = convolved(x, taps, bias)
-    assert relative_error(module.convolve(x, taps, bias), wanted) < ROUNDING[dtype]
+    assert relative_error(kernels("convolve", x, taps, bias), wanted) < ROUNDING[dtype]
     wanted = nn.functional.relu(wanted) * by_channel(scale) + by_channel(shift) + x.double()
-    assert relative_error(module.convolve(x, taps, bias, "relu", scale, shift), wanted) < ROUNDING[dtype]
+    assert relative_error(kernels("convolve", x, taps, bias, "relu", scale, shift), wanted) < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize(("case", "dtype"), IN_BOTH)
 def test_the_gradient_of_the_taps(kernels, case, dtype):
-    module, device = kernels
     shape, kernel_size = SHAPES[case]
-    x, taps, *_ = draw(shape, kernel_size, dtype, device).values()
-    grad = torch.randn(shape, device=device).to(dtype)
+    x, taps, *_ = draw(shape, kernel_size, dtype)
+    grad = torch.randn(shape).to(dtype)
     taps = taps.double().requires_grad_()
     (wanted,) = torch.autograd.grad(convolved(x, taps), taps, grad.double())
-    found = module.tap_gradient(x, grad, kernel_size)
+    found = kernels("tap_gradient", x, grad, kernel_size)
     assert found.dtype == torch.float32
     assert relative_error(found, wanted) < 1e-6  # products of 16-bit numbers are exact in float32; only sums round
-    assert torch.equal(found, module.tap_gradient(x, grad, kernel_size))  # no order but one
+    assert torch.equal(found, kernels("tap_gradient", x, grad, kernel_size))  # no order but one
 
 
 def test_no_pictures(kernels):
-    module, device = kernels
-    x = torch.empty(3, 0, 8, 8, dtype=torch.float16, device=device)
-    taps, vector = torch.ones(3, 5, 5, device=device), torch.ones(3, device=device)
-    assert module.convolve(x, taps, vector, "gelu", vector, vector).shape == x.shape
-    assert module.activate(x, vector, vector, vector, "gelu").shape == x.shape
-    assert module.tap_gradient(x, x, 5).count_nonzero() == 0
+    x, taps, vector = torch.empty(3, 0, 8, 8, dtype=torch.float16), torch.ones(3, 5, 5), torch.ones(3)
+    assert kernels("convolve", x, taps, vector, "gelu", vector, vector).shape == x.shape
+    assert kernels("activate", x, vector, vector, vector, "gelu").shape == x.shape
+    assert kernels("tap_gradient", x, x, 5).count_nonzero() == 0
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_activation_and_norm(kernels, activation):
-    module, device = kernels
-    x, _, bias, scale, shift = draw((5, 3, 21, 19), 1, torch.float16, device).values()
+    x, _, bias, scale, shift = draw((5, 3, 21, 19), 1, torch.float16)
     function = getattr(nn.functional, activation)
     wanted = function(x.double() + by_channel(bias)) * by_channel(scale) + by_channel(shift)
-    assert relative_error(module.activate(x, bias, scale, shift, activation), wanted) < ROUNDING[torch.float16]
+    assert relative_error(kernels("activate", x, bias, scale, shift, activation), wanted) < ROUNDING[torch.float16]
 
 
 def test_gelu_is_right_in_its_tail_too(kernels):
-    module, device = kernels
-    x = torch.linspace(-9, 9, 20_001, device=device)[None]
-    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
-    found = module.activate(x, zero, one, zero, "gelu").double()
+    x, one, zero = torch.linspace(-9, 9, 20_001)[None], torch.ones(1), torch.zeros(1)
+    found = kernels("activate", x, zero, one, zero, "gelu").double()
     wanted = x.double() * torch.special.erfc(-x.double() / 2**0.5) / 2
     assert ((found - wanted).abs() <= 1e-4 * wanted.abs()).all()
 
 
 def test_what_is_no_number_stays_none(kernels):
-    module, device = kernels
-    x = torch.tensor([[1.0, float("nan"), -1.0]], device=device)
-    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    x, one, zero = torch.tensor([[1.0, float("nan"), -1.0]]), torch.ones(1), torch.zeros(1)
     for activation in ("gelu", "relu"):
-        found = module.activate(x, zero, one, zero, activation)
+        found = kernels("activate", x, zero, one, zero, activation)
         assert found.isnan().tolist() == [[False, True, False]]
 
 

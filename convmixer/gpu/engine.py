@@ -1,6 +1,7 @@
 """The network on an NVIDIA GPU in bfloat16: its convolutions are products on the matrix units, in CUDA graphs."""
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -49,25 +50,29 @@ class GpuEngine:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Logits (N, classes), float32 on the CPU, of pictures (N, in_chans, H, W), as `ConvMixer` takes them."""
-        return self.run(pictures)[0].cpu()
+        return self.run(pictures).cpu()
 
     def with_features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the last feature map, float32 (N, dim, H / patch_size, W / patch_size) on the device."""
-        logits, features = self.run(pictures)
-        return logits.cpu(), features.transpose(0, 1).float().contiguous()
+        logits, features = self._run(pictures, _logits_and_features)
+        return logits.cpu(), features
+
+    def run(self, pictures: Tensor) -> Tensor:
+        """Logits (N, classes), float32 on the device, which need not be ready yet."""
+        return self._run(pictures, _logits)
 
     @torch.inference_mode()
-    def run(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, float32 (N, classes), and features, bfloat16 (dim, N, h, w); on the device, not waited for."""
+    def _run(self, pictures: Tensor, taken: Callable):
+        """What ``taken`` makes of logits (N, classes) and features (dim, N, h, w); nothing that shares their memory."""
         patch, in_chans = self.config.patch_size, self.config.in_chans
         if pictures.ndim != 4 or pictures.shape[1] != in_chans or min(pictures.shape[2:]) < patch:
             wanted = f"(N, {in_chans}, H, W) with sides of at least {patch}"
             raise ValueError(f"the pictures have the shape {tuple(pictures.shape)}; it must be {wanted}")
         with self._on_device():
             if self.device.type != "cuda" or len(pictures) not in GRAPH_BATCHES:
-                return self._forward(pictures.to(self.device))
-            with self._lock:
-                return self._through_graph(pictures)
+                return taken(*self._forward(pictures.to(self.device)))
+            with self._lock:  # until the results are copied
+                return taken(*self._through_graph(pictures))
 
     def _on_device(self) -> AbstractContextManager:
         """Triton launches its kernels on the current GPU, which may be another one."""
@@ -134,6 +139,16 @@ class _Graph:
             self._output = function(self._input)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The results, over which the next call writes."""
         self._input.copy_(x)
         self._graph.replay()
-        return tuple(tensor.clone() for tensor in self._output)  # the next call writes over them
+        return self._output
+
+
+def _logits(logits: Tensor, features: Tensor) -> Tensor:
+    return logits.clone()
+
+
+def _logits_and_features(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The features as float32 (N, dim, h, w)."""
+    return logits.clone(), features.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
