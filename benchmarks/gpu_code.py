@@ -1,6 +1,6 @@
 """What the Triton kernels become on a GPU, as the compiler says it: needs no GPU.
 
-    python benchmarks/gpu_code.py [--capability 90] [--kernel-size 9]
+    python benchmarks/gpu_code.py [--capability 90] [--kernel-size 9] [--activation gelu]
 
 For each configuration of the depthwise convolution and of its taps' gradient: registers a thread, bytes that did not
 fit into registers, shared memory, matrix instructions, and how many instructions the loop executes for 1,024 outputs,
@@ -46,12 +46,21 @@ class Code:
         return sum(self.loop[name] for name in MATRIX)
 
 
-def compile_kernel(name: str, config: triton.Config, kernel_size: int, capability: int, aligned: bool = True) -> Code:
+def compile_kernel(
+    name: str,
+    config: triton.Config,
+    kernel_size: int,
+    capability: int,
+    activation: str = "gelu",
+    aligned: bool = True,
+) -> Code:
     """``name``: "convolve", "differentiate" or "activate". ``aligned``: a feature map's sides are multiples of 16."""
     kernel = getattr(kernels, f"_{name}")
-    constants = {"convolve": {"KERNEL": kernel_size, "ACTIVATION": "gelu"}, "differentiate": {"KERNEL": kernel_size}}
-    constants["activate"] = {"ACTIVATION": "gelu", "BLOCK": kernels.ACTIVATE_BLOCK}
-    constants = constants[name] | config.kwargs
+    constants = {
+        "convolve": {"KERNEL": kernel_size, "ACTIVATION": activation},
+        "differentiate": {"KERNEL": kernel_size},
+        "activate": {"ACTIVATION": activation, "BLOCK": kernels.ACTIVATE_BLOCK},
+    }[name] | config.kwargs
     maps, numbers = ("x", "y", "z", "grad"), ("taps", "bias", "scale", "shift", "partial")
     kinds = dict.fromkeys(maps, "*bf16") | dict.fromkeys(numbers, "*fp32") | dict.fromkeys(constants, "constexpr")
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
@@ -93,15 +102,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capability", type=int, default=90, help="80: A100; 89: RTX 4090; 90: H100, H200; 100: B200")
     parser.add_argument("--kernel-size", type=int, default=9, choices=range(1, kernels.MAX_KERNEL_SIZE + 1, 2))
+    parser.add_argument("--activation", default="gelu", choices=("gelu", "relu", "none"), help="none: as in training")
     options = parser.parse_args()
-    print(
-        f"compute capability {options.capability / 10}, kernel {options.kernel_size} x {options.kernel_size}, bfloat16"
-    )
+    activation = "" if options.activation == "none" else options.activation
+    shape = f"kernel {options.kernel_size} x {options.kernel_size}"
+    print(f"compute capability {options.capability / 10}, {shape}, bfloat16, activation {options.activation}")
     print("kernel         tiles warps stages  registers spilled shared, KiB  matrix  for 1,024 outputs")
     tuned = {"convolve": kernels.CONVOLVE_CONFIGS, "differentiate": kernels.DIFFERENTIATE_CONFIGS}
     for name, configs in tuned.items():
         for config in configs:
-            code = compile_kernel(name, config, options.kernel_size, options.capability)
+            code = compile_kernel(name, config, options.kernel_size, options.capability, activation)
             tiles = config.kwargs["TILES"]
             executed = code.loop.total() * config.num_warps * OUTPUTS / (tiles * kernels.TILE**2)
             print(

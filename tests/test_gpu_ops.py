@@ -86,6 +86,14 @@ def test_on_a_gpu_the_triton_kernels_are_chosen_where_they_can_run():
     assert not ops.triton_runs(x, 11) and not ops.triton_runs(x.float(), 9)
 
 
+def test_where_triton_fails_pytorch_is_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    with pytest.warns(UserWarning, match="Triton cannot be used .*; PyTorch's operators are"):
+        assert not ops._triton_works.__wrapped__(99)  # which is not there
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert not ops._triton_works.__wrapped__(0)
+
+
 def test_without_triton_everything_still_works(python):
     code = (
         "import sys; sys.modules['triton'] = None\n"  # as if it were not installed

@@ -116,7 +116,8 @@ def _convolve(
     width,
     across,  # tiles in a row of a picture
     down,
-    channels,  # for the tuner alone
+    channels,  # for the tuner alone, as bits
+    bits,
     KERNEL: tl.constexpr,
     ACTIVATION: tl.constexpr,  # "gelu", "relu", or "": the convolution alone, without activation, norm and residual
     TILES: tl.constexpr,  # tiles multiplied at a time
@@ -162,6 +163,7 @@ def _differentiate(
     across,
     down,
     channels,
+    bits,
     KERNEL: tl.constexpr,
     TILES: tl.constexpr,
     STAGES: tl.constexpr,
@@ -222,7 +224,7 @@ def _benchmark_in_the_interpreter(call, quantiles) -> list[float]:
 def _tuned(kernel, configs: list[triton.Config], constants: tuple[str, ...]):
     """``kernel`` with the fastest of ``configs`` for its shape: measured at the first call, kept in Triton's cache."""
     benchmark = _benchmark_in_the_interpreter if INTERPRETED else None
-    key = ["tiles", "height", "width", "channels", *constants]
+    key = ["channels", "height", "width", "bits", *constants]
     return triton.autotune(configs, key=key, cache_results=True, do_bench=benchmark)(kernel)
 
 
@@ -231,10 +233,15 @@ _tuned_differentiate = _tuned(_differentiate, DIFFERENTIATE_CONFIGS, ("KERNEL",)
 
 
 def _tiling(x: Tensor) -> dict[str, int]:
+    """The kernels' whole-number arguments."""
     channels, pictures, height, width = x.shape
     across, down = -(-width // TILE), -(-height // TILE)
     tiles = pictures * across * down
-    return {"tiles": tiles, "height": height, "width": width, "across": across, "down": down, "channels": channels}
+    # What is fastest is found for each power of two: an epoch's smaller last batch is not tuned for anew, nor is what
+    # keeps every program busy anyway.
+    bits = min(tiles, 1024).bit_length()
+    arguments = {"tiles": tiles, "height": height, "width": width, "across": across, "down": down}
+    return arguments | {"channels": channels, "bits": bits}
 
 
 def convolve(

@@ -6,6 +6,7 @@ inputs, added up in float32 at least, and one rounding at the end.
 """
 
 import functools
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,23 @@ def triton_runs(x: Tensor, kernel_size: int = 1) -> bool:
     """Whether the Triton kernels run for ``x``: on a GPU of compute capability 8 or more, in 16 bits, up to 9 x 9."""
     if kernels is None or x.dtype not in kernels.DTYPES or kernel_size > kernels.MAX_KERNEL_SIZE:
         return False
-    return x.is_cuda and _capability(x.device.index) >= 8 and torch.version.hip is None
+    return x.is_cuda and torch.version.hip is None and _triton_works(x.device.index)
 
 
 @functools.cache
-def _capability(index: int) -> int:
-    return torch.cuda.get_device_capability(index)[0]
+def _triton_works(index: int) -> bool:
+    """Tries a small kernel on a GPU, once: Triton wants a C compiler and Python's headers, which may be missing."""
+    if torch.cuda.get_device_capability(index)[0] < 8:
+        return False
+    try:
+        with torch.cuda.device(index):
+            one = torch.ones(1, device="cuda")
+            kernels.activate(one[None].bfloat16(), one, one, one, "relu")
+    except Exception as error:  # of whatever kind, the network still runs
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        warnings.warn(f"Triton cannot be used ({reason}); PyTorch's operators are, which are slower", stacklevel=2)
+        return False
+    return True
 
 
 def _wide(x: Tensor) -> Tensor:
