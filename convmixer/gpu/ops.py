@@ -37,7 +37,7 @@ def _triton_works(index: int) -> bool:
             kernels.activate(one[None].bfloat16(), one, one, one, "relu")
     except Exception as error:  # of whatever kind, the network still runs
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        warnings.warn(f"Triton cannot be used ({reason}); PyTorch's operators are, which are slower", stacklevel=2)
+        warnings.warn(f"Triton cannot be used ({reason}); PyTorch's operators are", stacklevel=2)
         return False
     return True
 
