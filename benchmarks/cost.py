@@ -110,6 +110,7 @@ def measure(recipe: Recipe, pictures: int, steps: int, device: torch.device) -> 
     recipe = replace(recipe, batch_size=pictures, micro_batch=pictures, epochs=1, weights="")
     amp = choose_amp(recipe.amp, device)
     memory_format = choose_memory_format(recipe, amp, device)
+    recipe = replace(recipe, memory_format=memory_format)
     state = new_state(recipe, device, amp, FORMATS[memory_format])
     generator, size = torch.Generator().manual_seed(0), recipe.preprocessing.size
     images = torch.randint(0, 256, (pictures, 3, size, size), dtype=torch.uint8, generator=generator).to(device)

@@ -87,7 +87,8 @@ def ours(name: str, batch_size: int, steps: int, device: str) -> Iterator[str]:
     recipe = replace(RECIPES["cifar10"], batch_size=batch_size, micro_batch=batch_size, drop_last=True)
     world = World(torch.device(device))
     amp = "off" if name.endswith("float32") else choose_amp("auto", world.device)
-    memory_format = FORMATS[choose_memory_format(recipe, amp, world.device)]
+    recipe = replace(recipe, memory_format=choose_memory_format(recipe, amp, world.device))
+    memory_format = FORMATS[recipe.memory_format]
     state = new_state(recipe, world.device, amp, memory_format)
     finish, watch = Finish(recipe, memory_format, world.device), Watch()
     batches = MemoryBatches(LabelledImages("drawn", *pictures(), CIFAR10_CLASSES), recipe, world)

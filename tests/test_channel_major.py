@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from convmixer.model import ConvMixer, ConvMixerConfig
+from train import layout
 from train.channel_major import ChannelMajorConvMixer, use_channel_major
 from train.layout import AUTO, FORMATS, choose_memory_format
 from train.recipes import RECIPES
@@ -96,6 +97,17 @@ def test_it_is_chosen_only_where_it_is_asked_for():
     assert choose_memory_format(asked, "off", CPU) == "channel_major"
     state = new_state(asked, CPU, "off", FORMATS["channel_major"])
     assert isinstance(state.network, ChannelMajorConvMixer) and isinstance(state.exported, ChannelMajorConvMixer)
+
+
+def test_it_can_be_measured_beside_the_others(monkeypatch):
+    recipe = dataclasses.replace(
+        RECIPES["cifar10"], model=ConvMixerConfig(dim=8, depth=1, patch_size=2, num_classes=10)
+    )
+    monkeypatch.setattr(layout, "AUTO", tuple(FORMATS))
+    trained = []
+    monkeypatch.setattr(layout, "_seconds", lambda network, x, amp: trained.append(type(network)) or 1.0)
+    assert layout.measure_formats(recipe, "off", CPU) == dict.fromkeys(FORMATS, 1.0)
+    assert trained[:3] == [ConvMixer, ConvMixer, ChannelMajorConvMixer]
 
 
 def test_a_run_ends_with_a_checkpoint_for_every_door(python, cifar10_folder, tmp_path):

@@ -32,9 +32,8 @@ class ChannelMajorConvMixer(ConvMixer):
         return x.transpose(0, 1)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        return self.head(
-            features.mean((2, 3))
-        )  # adaptive_avg_pool2d would copy a map that is not laid out as (N, dim, h, w)
+        # And not adaptive_avg_pool2d, which would copy a map that is not laid out as (N, dim, h, w).
+        return self.head(features.mean((2, 3)))
 
 
 def _product(convolution: nn.Conv2d, columns: Tensor) -> Tensor:

@@ -6,10 +6,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from convmixer.model import build
-from train.depthwise import use_fast_depthwise
 from train.loop import autocast
 from train.recipe import Recipe
+from train.state import new_state
 
 FORMATS = {
     "channels_last": torch.channels_last,
@@ -32,16 +31,16 @@ def choose_memory_format(recipe: Recipe, amp: str, device: torch.device) -> str:
 def measure_formats(recipe: Recipe, amp: str, device: torch.device) -> dict[str, float]:
     """Seconds of a step with one block of the recipe's network, by format of AUTO: the fastest of a few rounds."""
     size, pictures = recipe.preprocessing.size, min(PICTURES, recipe.micro_batch)
+    seconds, contestants = dict.fromkeys(AUTO, float("inf")), {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build(replace(recipe.model, depth=1)).to(device)
         x = torch.randn(pictures, recipe.model.in_chans, size, size, device=device)
-    use_fast_depthwise(network)
-    seconds = dict.fromkeys(AUTO, float("inf"))
-    for _ in range(ROUNDS + 1):  # in turn, so that a change in the machine's speed meets both; the first is a warm-up
         for name in AUTO:
-            network = network.to(memory_format=FORMATS[name])
-            seconds[name] = min(seconds[name], _seconds(network, x.contiguous(memory_format=FORMATS[name]), amp))
+            one_block = replace(recipe, model=replace(recipe.model, depth=1), memory_format=name)
+            network = new_state(one_block, device, amp, FORMATS[name]).network
+            contestants[name] = (network, x.contiguous(memory_format=FORMATS[name]))
+    for _ in range(ROUNDS + 1):  # in turn, so that a change in the machine's speed meets both; the first is a warm-up
+        for name, contestant in contestants.items():
+            seconds[name] = min(seconds[name], _seconds(*contestant, amp))
     return seconds
 
 

@@ -78,10 +78,9 @@ def git_commit() -> str:
         return "unknown"
 
 
-def resolve(recipe: Recipe, amp: str, memory_format: str) -> dict:
+def resolve(recipe: Recipe, amp: str) -> dict:
     """The recipe as JSON values, with what "auto" stood for; a resumed run must have the same."""
-    resolved = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    return resolved | {"amp": amp, "memory_format": memory_format}
+    return json.loads(json.dumps(dataclasses.asdict(recipe))) | {"amp": amp}
 
 
 def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) -> None:
@@ -141,7 +140,8 @@ class Session:
         else:  # what was measured then: another format rounds differently
             auto = recipe.memory_format == "auto"
             memory_format = content["recipe"]["memory_format"] if auto else recipe.memory_format
-        self.resolved = resolve(recipe, amp, memory_format)
+        self.recipe = recipe = dataclasses.replace(recipe, memory_format=memory_format)
+        self.resolved = resolve(recipe, amp)
         self.state = new_state(recipe, world.device, amp, FORMATS[memory_format])
         self.state.commit = git_commit()
         if content is not None:

@@ -98,7 +98,10 @@ def parameter_groups(network: ConvMixer, recipe: Recipe) -> list[dict]:
 def new_state(
     recipe: Recipe, device: torch.device, amp: str, memory_format: torch.memory_format = torch.channels_last
 ) -> TrainingState:
-    """The state before the first epoch: weights initialised from the recipe's seed."""
+    """The state before the first epoch: weights initialised from the recipe's seed.
+
+    memory_format: of weights and pictures; the recipe's own is channel-major or does not matter here.
+    """
     torch.manual_seed(recipe.seed)
     network = build(recipe.model).to(device, memory_format=memory_format)
     use_fast_depthwise(network)

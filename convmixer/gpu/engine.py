@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..model import ConvMixer
 from .ops import activate, mix_positions
 
-# Up to here a batch's kernels are shorter than the time that it takes to launch them one by one, or not much longer.
+# Batches that are recorded: the smaller they are, the more launching kernels one by one costs. The end is a guess.
 GRAPH_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 ALIGNMENT = 8  # numbers: matrix products want rows that begin at multiples of 16 bytes
 

@@ -33,6 +33,7 @@ What is known of these kernels: they are correct in Triton's interpreter, and co
 computed.
 """
 
+import threading
 import time
 
 import torch
@@ -228,6 +229,7 @@ def _tuned(kernel, configs: list[triton.Config], constants: tuple[str, ...]):
     return triton.autotune(configs, key=key, cache_results=True, do_bench=benchmark)(kernel)
 
 
+_launching = threading.Lock()  # Triton's tuner keeps the arguments of the call under way in itself
 _tuned_convolve = _tuned(_convolve, CONVOLVE_CONFIGS, ("KERNEL", "ACTIVATION"))
 _tuned_differentiate = _tuned(_differentiate, DIFFERENTIATE_CONFIGS, ("KERNEL",))
 
@@ -260,17 +262,10 @@ def convolve(
     y = torch.empty_like(x)
     taps, tiling = taps.contiguous(), _tiling(x)
     if tiling["tiles"]:
-        _tuned_convolve[len(x), _splits(x, tiling["tiles"])](
-            x,
-            taps,
-            bias,
-            bias if scale is None else scale,
-            bias if shift is None else shift,
-            y,
-            **tiling,
-            KERNEL=taps.shape[-1],
-            ACTIVATION=activation,
-        )
+        vectors = (bias, bias if scale is None else scale, bias if shift is None else shift)
+        launch = _tuned_convolve[len(x), _splits(x, tiling["tiles"])]
+        with _launching:
+            launch(x, taps, *vectors, y, **tiling, KERNEL=taps.shape[-1], ACTIVATION=activation)
     return y
 
 
@@ -281,7 +276,8 @@ def tap_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
     partial = torch.empty(splits, len(x), TILE * TILE, window, dtype=torch.float32, device=x.device)
     if not tiling["tiles"]:
         return partial.new_zeros(len(x), kernel_size, kernel_size)
-    _tuned_differentiate[len(x), splits](x, grad, partial, **tiling, KERNEL=kernel_size)
+    with _launching:
+        _tuned_differentiate[len(x), splits](x, grad, partial, **tiling, KERNEL=kernel_size)
     # Output (i, j) and tap (r, s) meet in the window's row i + r and column j + s + (what the kernel is narrower by).
     row, k = TILE * window, kernel_size
     diagonals = partial.as_strided(
