@@ -35,6 +35,7 @@ MODELS = ("imagenet_1536_20", "imagenet_768_32", "imagenet_1024_20", "cifar10", 
 BATCHES = (256, 64, 8, 1)  # the largest first, while there is time
 MODES = ("inference", "training")
 LARGEST_DIFFERENCE = 0.1  # of the logits, relative: more is no rounding of bfloat16
+FAILED = "failed"
 
 
 def floors(config: ConvMixerConfig, size: int, batch: int, mode: str, ceiling: dict[str, float]) -> dict[str, float]:
@@ -75,18 +76,14 @@ def race(contest: Contest, mode: str, names: list[str], rounds: int, clock: Cloc
             for _ in range(3):  # compiling, tuning, recording
                 result = call()
             wait(device)
+            difference = None if exact is None else off(result, exact)
         except Skip as reason:
             skipped[name] = str(reason)
             continue
-        except torch.OutOfMemoryError:
-            skipped[name] = "too little memory"
+        except Exception as error:  # of whatever kind: the others go on
+            skipped[name] = f"{FAILED} ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
             continue
         first, peak = time.perf_counter() - start, peak_memory(device, before)
-        difference = None
-        if exact is not None:
-            difference = float((result[: len(exact)].float().cpu() - exact).norm() / exact.norm())
-            if not difference < LARGEST_DIFFERENCE:
-                raise SystemExit(f"benchmarks/gpu.py: {name}: WRONG LOGITS, off by {difference:.1e} of their norm")
         calls[name] = call
         about[name] = {"first_s": first, "peak_mb": peak, "difference": difference, "times_s": []}
     for _ in range(rounds):
@@ -95,6 +92,14 @@ def race(contest: Contest, mode: str, names: list[str], rounds: int, clock: Cloc
     for values in about.values():
         values["images_per_s"] = contest.batch / statistics.median(values["times_s"])
     return about, skipped
+
+
+def off(logits: torch.Tensor, exact: torch.Tensor) -> float:
+    """How far the first logits are from the exact ones, of their norm. Raises ArithmeticError where that is too far."""
+    difference = float((logits[: len(exact)].float().cpu() - exact).norm() / exact.norm())
+    if not difference < LARGEST_DIFFERENCE:
+        raise ArithmeticError(f"WRONG LOGITS, off by {difference:.1e} of their norm")
+    return difference
 
 
 def lines(cell: dict) -> list[str]:
@@ -122,8 +127,9 @@ def _row(values: tuple[str, ...]) -> str:
     return f"| {' | '.join(values)} |"
 
 
-def run(options: argparse.Namespace) -> None:
-    device, clock = choose_device(options.device), Clock(options.minutes)
+def run(options: argparse.Namespace) -> bool:
+    """Whether nobody failed."""
+    device, clock = options.device, Clock(options.minutes)
     names = [name for name in CONTESTANTS if name in {MEASURE, *(options.only or CONTESTANTS)}]
     ceiling = ceilings(device)
     result = {
@@ -154,6 +160,7 @@ def run(options: argparse.Namespace) -> None:
                 if options.json:
                     options.json.write_text(json.dumps(result, indent=1))
                 print(*lines(result["cells"][-1]), sep="\n", flush=True)
+    return not any(why.startswith(FAILED) for cell in result["cells"] for why in cell["skipped"].values())
 
 
 def at_least_one(text: str) -> int:
@@ -183,12 +190,13 @@ def main() -> int:
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"there is no folder for {options.json}")
     try:
-        run(options)
-    except ValueError as error:  # no such device
+        options.device = choose_device(options.device)
+    except ValueError as error:
         parser.error(str(error))
+    try:
+        return 0 if run(options) else 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":
