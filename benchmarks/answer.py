@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # the repository, so that `convmixer` and `benchmarks` are found
 
-from benchmarks.inference import Parser, at_least_one  # noqa: E402
 from benchmarks.inference_report import machine  # noqa: E402
+from benchmarks.options import Parser, at_least_one  # noqa: E402
 
 SHIPPED, LARGE = "convmixer_256_8_cifar10", "convmixer_768_32"
 DECODE, CONVERT, RESIZE, TENSOR = "read and decode", "orientation and colours", "resize and crop", "tensor"

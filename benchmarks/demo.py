@@ -23,6 +23,7 @@ sys.path[0] = str(ROOT)  # the repository, so that `demo` and `benchmarks` are f
 from benchmarks.demo_browser import open_browser, run_clicks, run_page  # noqa: E402
 from benchmarks.demo_load import PICTURES, ROUNDS, pictures_with_answers, run_load, run_queue  # noqa: E402
 from benchmarks.demo_server import MODEL, Failure, Server, serve_constant  # noqa: E402
+from benchmarks.options import at_least_one  # noqa: E402
 
 PARTS = ("page", "clicks", "load", "queue")
 
@@ -143,12 +144,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         result["tracebacks"] = ours.complaints()
         row("tracebacks that the server printed", result["tracebacks"])
     return result
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def main() -> int:

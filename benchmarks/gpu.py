@@ -26,6 +26,7 @@ import torch
 from benchmarks.cost import multiply_adds
 from benchmarks.gpu_clock import ceilings, peak_memory, seconds, start_counting_memory, wait
 from benchmarks.gpu_contestants import CONTESTANTS, MEASURE, OURS, Contest, Skip
+from benchmarks.options import Parser, at_least_one
 from convmixer.classifier import choose_device
 from convmixer.model import ConvMixerConfig
 from train.recipes import RECIPES
@@ -161,18 +162,6 @@ def run(options: argparse.Namespace) -> bool:
                     options.json.write_text(json.dumps(result, indent=1))
                 print(*lines(result["cells"][-1]), sep="\n", flush=True)
     return not any(why.startswith(FAILED) for cell in result["cells"] for why in cell["skipped"].values())
-
-
-def at_least_one(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """One line, where argparse would also print the usage."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ if not __package__:  # run as a script
 import torch
 from PIL import Image
 
-from benchmarks.gpu import Parser, at_least_one
+from benchmarks.options import Parser, at_least_one
 from convmixer import Classifier
 from convmixer.classifier import choose_device
 from convmixer.gpu.engine import GpuEngine

@@ -8,7 +8,6 @@ such as one channel of a 32 x 32 feature map. A multiprocessor starts four instr
 quarter of that number, in cycles, is a bound from below: an estimate from counting, and no measurement.
 """
 
-import argparse
 import re
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.options import Parser
 from convmixer.gpu import kernels
 
 OUTPUTS = 1024
@@ -99,8 +99,9 @@ def loop_instructions(listing: str) -> Counter:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--capability", type=int, default=90, help="80: A100; 89: RTX 4090; 90: H100, H200; 100: B200")
+    parser = Parser(prog="benchmarks/gpu_code.py", description=__doc__.splitlines()[0])
+    gpus = "80: A100; 86, 89: RTX 3090, 4090; 90: H100, H200; 100: B200; 120: RTX 5090"
+    parser.add_argument("--capability", type=int, default=90, choices=(80, 86, 89, 90, 100, 120), help=gpus)
     parser.add_argument("--kernel-size", type=int, default=9, choices=range(1, kernels.MAX_KERNEL_SIZE + 1, 2))
     parser.add_argument("--activation", default="gelu", choices=("gelu", "relu", "none"), help="none: as in training")
     options = parser.parse_args()

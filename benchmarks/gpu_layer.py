@@ -18,8 +18,9 @@ if not __package__:  # run as a script
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu import MODELS, Parser, at_least_one
+from benchmarks.gpu import MODELS
 from benchmarks.gpu_clock import ceilings, seconds
+from benchmarks.options import Parser, at_least_one
 from convmixer.classifier import choose_device
 from convmixer.gpu import ops
 from convmixer.model import ConvMixerConfig

@@ -37,6 +37,7 @@ sys.path[0] = str(ROOT)  # the repository, so that `benchmarks` is found
 from benchmarks.inference_contestants import CEILING, CONTESTANTS, MEASURE, OURS, PRODUCTS  # noqa: E402
 from benchmarks.inference_models import MODELS, Cell  # noqa: E402
 from benchmarks.inference_report import cell_lines, machine, markdown, plot  # noqa: E402
+from benchmarks.options import Parser, at_least_one  # noqa: E402
 
 BATCHES = (1, 4, 16, 64)
 LEFT_OUT = (("convmixer_1536_20", 64), ("convmixer_768_32", 64))  # unless --batches asks: as long as all the rest
@@ -206,19 +207,6 @@ def run(options: argparse.Namespace, result: dict) -> None:
 def load_average() -> float | None:
     """Processes that wanted to run in the last minute; None where the system does not count them."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
-def at_least_one(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

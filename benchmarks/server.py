@@ -39,6 +39,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # the repository, so that `docs` and `benchmarks` are found
 
+from benchmarks.options import at_least_one  # noqa: E402
 from benchmarks.server_process import CogServer, Failure, start_echo, start_ours  # noqa: E402
 from docs.client import ServerError, ask  # noqa: E402
 
@@ -200,12 +201,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return "unknown processor"
-
-
-def at_least_one(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r:.50} is not a whole number above 0")
-    return int(text)
 
 
 def main() -> int:
