@@ -1,5 +1,6 @@
 """The Triton kernels: in the interpreter against float64, compiled for several GPUs, and on a GPU if there is one."""
 
+import os
 import shutil
 
 import pytest
@@ -184,3 +185,19 @@ def test_the_others_compile_too():
     assert compile_kernel("activate", triton.Config({}), 9, 90).spilled == 0
     odd_sides = compile_kernel("convolve", TUNED["convolve"][1], 9, 90, aligned=False)
     assert odd_sides.spilled <= 128 and odd_sides.matrix
+
+
+def test_launching_tuning_and_its_cache(python, tmp_path):
+    """All of it but the GPU's driver: see tests/launch_without_gpu.py."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    first, second = (python("tests/launch_without_gpu.py", env=environment) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    chosen = [
+        *["_convolve 8 8 1", "_differentiate 8 8 1", "_activate 64 8 1"] * 2,
+        *["_convolve 2 1 1", "_differentiate 2 1 1", "_activate 1 2 1"] * 2,
+    ]
+    launched = [line.rpartition(" ") for line in second.stdout.splitlines()]
+    assert [grid for grid, _, _ in launched] == chosen  # what was tuned in the first process is known in the second
+    assert all(int(shared) <= SHARED[90] for _, _, shared in launched)
+    tried = sum(len(configs) for configs in TUNED.values())
+    assert len(first.stdout.splitlines()) == len(chosen) + 2 * tried  # for each shape once
