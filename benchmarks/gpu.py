@@ -35,7 +35,7 @@ from train.session import device_name
 MODELS = ("imagenet_1536_20", "imagenet_768_32", "imagenet_1024_20", "cifar10", "cifar10_paper")
 BATCHES = (256, 64, 8, 1)  # the largest first, while there is time
 MODES = ("inference", "training")
-LARGEST_DIFFERENCE = 0.1  # of the logits, relative: more is no rounding of bfloat16
+LARGEST_DIFFERENCE = 0.2  # of the logits, relative: more is no rounding of bfloat16
 FAILED = "failed"
 
 
