@@ -367,3 +367,16 @@ def test_a_reader_that_has_seen_enough_is_no_error(odd_folder, tmp_path):
         process = subprocess.Popen(command, cwd=ROOT, text=True, env=environment | buffering, **pipes)
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 0)
+
+
+def test_logits_come_to_the_device_of_the_pictures():
+    """A classifier gives them on the CPU, and on a GPU the labels wait there; "meta" is a device that all machines have."""
+
+    class ClassifierOnTheCPU:
+        network = torch.nn.Identity()
+
+        def logits(self, pictures: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(pictures), 10)
+
+    pictures = torch.zeros(2, 3, 8, 8, device="meta")
+    assert evaluate.Answering(ClassifierOnTheCPU())(pictures).device == pictures.device

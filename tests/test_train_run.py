@@ -102,6 +102,7 @@ def test_a_run_folder_opens_in_every_door(quick, cifar10_folder, tmp_path, pictu
     assert "--epochs 2" in (folder / "README.md").read_text()  # the command as it was typed
     recipe = json.loads((folder / "recipe.json").read_text())
     assert (recipe["epochs"], recipe["model"]["dim"], recipe["weight_decay"]) == (2, 16, 0.005)
+    assert recipe["memory_format"] in ("channels_last", "contiguous")  # what "auto" stood for
 
     checkpoint = load_checkpoint(folder / "model.safetensors")
     assert checkpoint.name == "convmixer_16_1_cifar10"
