@@ -370,7 +370,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(odd_folder, tmp_path):
 
 
 def test_logits_come_to_the_device_of_the_pictures():
-    """A classifier gives them on the CPU, and on a GPU the labels wait there; "meta" is a device that all machines have."""
+    """A classifier gives them on the CPU, and on a GPU the labels wait there; every machine has the device "meta"."""
 
     class ClassifierOnTheCPU:
         network = torch.nn.Identity()
