@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from convmixer.classifier import choose_device
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from train.batches import Part
 from train.distributed import World
 from train.layout import FORMATS, choose_memory_format

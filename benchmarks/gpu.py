@@ -28,7 +28,7 @@ from benchmarks.gpu_clock import ceilings, peak_memory, seconds, start_counting_
 from benchmarks.gpu_contestants import CONTESTANTS, MEASURE, OURS, Contest, Skip
 from benchmarks.options import Parser, at_least_one
 from convmixer.classifier import choose_device
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from train.recipes import RECIPES
 from train.session import device_name
 

@@ -22,8 +22,8 @@ from benchmarks.gpu import MODELS
 from benchmarks.gpu_clock import ceilings, seconds
 from benchmarks.options import Parser, at_least_one
 from convmixer.classifier import choose_device
+from convmixer.config import ConvMixerConfig
 from convmixer.gpu import ops
-from convmixer.model import ConvMixerConfig
 from train.recipes import RECIPES
 from train.session import device_name
 

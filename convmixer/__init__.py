@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .classifier import Classifier, Prediction
+    from .config import ConvMixerConfig
     from .images import ImageError, load_image
-    from .model import ConvMixer, ConvMixerConfig, build
+    from .model import ConvMixer, build
     from .preprocessing import Preprocessing
     from .weights import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
     from .zoo import ModelError
@@ -38,7 +39,8 @@ __all__ = [
 _MODULES = {
     "classifier": ("Classifier", "Prediction"),
     "images": ("ImageError", "load_image"),
-    "model": ("ConvMixer", "ConvMixerConfig", "build"),
+    "config": ("ConvMixerConfig",),
+    "model": ("ConvMixer", "build"),
     "preprocessing": ("Preprocessing",),
     "weights": ("Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"),
     "zoo": ("ModelError",),

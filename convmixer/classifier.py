@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import zoo
-from .engine import PRECISIONS, Engine, KernelError
+from .cpu.engine import PRECISIONS, Engine, KernelError
 from .explain import HeatMap, class_activation_map
 from .images import load_image
 from .model import ConvMixer, build

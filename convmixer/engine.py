@@ -1,134 +1,126 @@
-"""The network on a CPU, through kernel.cpp: the fastest way there is here to run it."""
+"""What runs the network: the protocol that every engine keeps, and the choice between them."""
 
-import ctypes
+from dataclasses import dataclass
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from .kernel import PRECISIONS, KernelError, Network, Stage, load
-from .model import ConvMixer
+from .config import ConvMixerConfig
 
-COLUMNS = 2  # vectors of output channels that the kernel computes together
-INT8_MAX = 127
-
-
-class Engine:
-    """A trained ConvMixer with its weights laid out for the kernel.
-
-    network: on the CPU, float32. Its weights are copied; later changes to them are not seen.
-    precision: "float32": the logits differ from those of ``network`` by 2e-5 of the largest one at most. "bfloat16" and
-        "int8": what the 1x1 convolutions multiply, faster and less exact; int8 finds a scale for each pixel and each
-        output channel.
-
-    Raises KernelError where there is no kernel for this machine, precision, or network. Threads may share an engine.
-    """
-
-    def __init__(self, network: ConvMixer, precision: str = "float32"):
-        config = network.config
-        self._library = load(config.kernel_size, precision)
-        self._head, self._dim = network.head, config.dim
-        self._in_chans, self._patch = config.in_chans, config.patch_size
-        self._tensors: list[Tensor] = []  # what the kernel's pointers point to
-        self._spare: list[Tensor] = []  # memory of earlier calls: fresh memory costs more than the arithmetic in it
-        lanes = self._library.convmixer_lanes()
-        blocks = -(-config.dim // (lanes * COLUMNS)) * COLUMNS
-        pack = _Packer(lanes, blocks, self._tensors)
-
-        depthwise, pointwise = (Stage * config.depth)(), (Stage * config.depth)()
-        with torch.no_grad():
-            patches = network.stem[0].weight.flatten(1)
-            stem = pack.stage(network.stem, pack.columns(patches, -(-patches.shape[1] // lanes), "float32"))
-            for index, block in enumerate(network.blocks):
-                mixing, convolution = block[0].fn, block[1]
-                depthwise[index] = pack.stage(mixing, pack.taps(mixing[0].weight))
-                pointwise[index] = pack.stage(block[1:], pack.columns(convolution.weight.flatten(1), blocks, precision))
-        relu = int(config.activation == "relu")
-        self._network = Network(
-            config.in_chans, config.patch_size, config.dim, blocks, config.depth, relu, stem, depthwise, pointwise
-        )
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Logits (N, classes), float32, of pictures (N, in_chans, H, W), as `ConvMixer` takes them."""
-        return self._head(self._run(pictures, None))
-
-    def with_features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the last feature map (N, dim, H / patch_size, W / patch_size)."""
-        features = torch.empty(len(pictures), self._dim, *(side // self._patch for side in pictures.shape[2:]))
-        return self._head(self._run(pictures, features)), features
-
-    def _run(self, pictures: Tensor, features: Tensor | None) -> Tensor:
-        if pictures.ndim != 4 or pictures.shape[1] != self._in_chans or min(pictures.shape[2:]) < self._patch:
-            wanted = f"(N, {self._in_chans}, H, W) with sides of at least {self._patch}"
-            raise ValueError(f"the pictures have the shape {tuple(pictures.shape)}; it must be {wanted}")
-        pictures = pictures.detach().to("cpu", torch.float32).contiguous()
-        count, _, height, width = pictures.shape
-        network, threads = ctypes.byref(self._network), torch.get_num_threads()
-        size = self._library.convmixer_memory(network, count, height, width, threads)
-        try:
-            memory = self._spare.pop()
-        except IndexError:
-            memory = torch.empty(0, dtype=torch.uint8)
-        if len(memory) < size:
-            memory = torch.empty(size, dtype=torch.uint8)
-        pooled = torch.empty(count, self._dim)
-        self._library.convmixer_forward(
-            network,
-            pictures.data_ptr(),
-            count,
-            height,
-            width,
-            pooled.data_ptr(),
-            None if features is None else features.data_ptr(),
-            threads,
-            memory.data_ptr(),
-        )
-        self._spare.append(memory)
-        return pooled
+ENGINES = ("auto", "kernel", "numpy", "torch")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+GPU_KERNEL_CAPABILITY = (8, 0)  # bfloat16 on the matrix units
+GPU_KERNEL_SIZE = 9  # the largest that the Triton kernels take
+CHANNELS_LAST_KERNEL_SIZE = 7  # larger ones cost twice the time in channels_last, smaller ones half: docs/gpu.md
 
 
-class _Packer:
-    """Lays weights out as kernel.cpp wants them. ``tensors`` keeps them alive."""
+class Engine(Protocol):
+    """A trained ConvMixer, ready to run. Threads may share one."""
 
-    def __init__(self, lanes: int, blocks: int, tensors: list[Tensor]):
-        self.lanes, self.blocks, self.tensors = lanes, blocks, tensors
+    name: str  # "kernel", "numpy" or "torch"
+    precision: str  # what most of the arithmetic is done in: one of PRECISIONS, not "auto"
 
-    def stage(self, parts: nn.Sequential, weights: dict[str, Tensor]) -> Stage:
-        """A convolution with bias, an activation and a batch norm; ``weights`` are Stage's other fields."""
-        convolution, _, norm = parts
-        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-        shift = norm.bias.double() - norm.running_mean.double() * scale
-        vectors = {"bias": convolution.bias, "scale": scale, "shift": shift}
-        fields = weights | {name: self._padded(vector.float()) for name, vector in vectors.items()}
-        self.tensors.extend(fields.values())
-        return Stage(**{name: tensor.data_ptr() for name, tensor in fields.items()})
+    def run(self, pictures: np.ndarray, stages: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, classes), and the last ``stages`` feature maps (stages, N, dim, h, w); both float32.
 
-    def taps(self, weight: Tensor) -> dict[str, Tensor]:
-        """Depthwise weights (dim, 1, k, k) as (blocks, k * k, lanes)."""
-        taps = self._padded(weight.flatten(1)).unflatten(0, (self.blocks, self.lanes))
-        return {"weight": taps.transpose(1, 2).contiguous()}
-
-    def columns(self, weight: Tensor, in_blocks: int, precision: str) -> dict[str, Tensor]:
-        """Pointwise weights (out, in) as (out / columns, in / pack, columns, pack), where columns is COLUMNS * lanes.
-
-        The inputs are filled up with zeros to in_blocks * lanes; ``pack`` neighbouring ones share 32 bits.
+        pictures: float32 (N, in_chans, H, W), normalised, with sides of at least a patch. h and w are H and W over the
+        patch size, rounded down. stages: 0 to depth + 1, where 1 is the map behind the last block and depth + 1 begins
+        with the stem's. Raises ValueError for pictures of another shape or type.
         """
-        fields = {}
-        if precision == "int8":
-            scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
-            weight = (weight / scale[:, None]).round()
-            fields["weight_scale"] = self._padded(scale)
-            fields["weight_sum"] = self._padded(128 * weight.sum(1)).int()
-        dtype = getattr(torch, precision)
-        pack = 4 // dtype.itemsize
-        inputs = in_blocks * self.lanes
-        padded = nn.functional.pad(self._padded(weight), (0, inputs - weight.shape[1])).to(dtype)
-        panels = padded.view(-1, COLUMNS * self.lanes, inputs // pack, pack)
-        return fields | {"weight": panels.transpose(1, 2).contiguous()}
+        ...
 
-    def _padded(self, tensor: Tensor) -> Tensor:
-        """``tensor`` (dim, ...) with zeros up to blocks * lanes."""
-        missing = self.blocks * self.lanes - len(tensor)
-        return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]).contiguous()
+    def warm_up(self, size: int, batch: int = 1) -> None:
+        """Do now what the first batches of 1 to ``batch`` pictures of ``size`` x ``size`` pixels would wait for."""
+        ...
 
 
-__all__ = ["PRECISIONS", "Engine", "KernelError"]
+@dataclass(frozen=True)
+class Machine:
+    """A device, as far as the choice of an engine depends on it."""
+
+    device: str = "cpu"  # its type, as PyTorch names it: cpu, cuda, mps, ...
+    kernel_problem: str | None = None  # why the CPU kernel cannot be had in this precision, and what would help
+    capability: tuple[int, int] = (0, 0)  # compute capability of an NVIDIA GPU
+    has_triton: bool = False  # Triton is installed and runs on this GPU
+
+
+@dataclass(frozen=True)
+class Choice:
+    engine: str
+    precision: str
+    layout: str = "contiguous"  # of feature maps: contiguous (NCHW), channels_last (NHWC), channel_major (CNHW)
+    note: str | None = None  # one line for people: what was fallen back from, and what would help
+
+
+def choose(machine: Machine, kernel_size: int, engine: str = "auto", precision: str = "auto") -> Choice:
+    """The engine, precision and layout for a network with depthwise kernels of ``kernel_size``.
+
+    engine: one of ENGINES. "kernel" is what this project wrote for the device: C++ on a CPU, Triton on an NVIDIA GPU.
+    precision: one of PRECISIONS. "auto" is float32 on a CPU; on a GPU bfloat16, or float16 where it has no bfloat16.
+
+    Raises ValueError, one line, for what this machine cannot do.
+    """
+    _check_name("engine", engine, ENGINES)
+    _check_name("precision", precision, PRECISIONS)
+    choice = {"cpu": _on_cpu, "cuda": _on_cuda}.get(machine.device, _elsewhere)(machine, kernel_size, engine, precision)
+    if choice is None:
+        raise ValueError(
+            f"engine {engine!r} does not run kernels of {kernel_size} in precision {precision!r} on this"
+            f" {machine.device}; leave one of them at 'auto'"
+        )
+    return choice
+
+
+def layout_for(kernel_size: int) -> str:
+    """The layout in which cuDNN's depthwise convolutions are fast."""
+    return "channels_last" if kernel_size <= CHANNELS_LAST_KERNEL_SIZE else "contiguous"
+
+
+def gpu_kernels_run(machine: Machine, kernel_size: int) -> bool:
+    """Whether the Triton kernels take depthwise convolutions of ``kernel_size`` on this GPU."""
+    return machine.has_triton and machine.capability >= GPU_KERNEL_CAPABILITY and kernel_size <= GPU_KERNEL_SIZE
+
+
+def _on_cpu(machine: Machine, kernel_size: int, engine: str, precision: str) -> Choice | None:
+    precision = "float32" if precision == "auto" else precision
+    if engine in ("numpy", "torch"):
+        return Choice(engine, precision) if precision == "float32" else None
+    if machine.kernel_problem is None and precision != "float16":
+        return Choice("kernel", precision)
+    if engine == "auto" and precision == "float32":
+        return Choice("numpy", precision, note=f"NumPy runs the network, which is slower: {machine.kernel_problem}")
+    raise ValueError(f"precision {precision!r} cannot be used: {machine.kernel_problem}; try 'float32'")
+
+
+def _on_cuda(machine: Machine, kernel_size: int, engine: str, precision: str) -> Choice | None:
+    kernels = engine != "torch" and gpu_kernels_run(machine, kernel_size)
+    half = "bfloat16" if machine.capability >= GPU_KERNEL_CAPABILITY else "float16"
+    precision = half if precision == "auto" else precision
+    if engine == "numpy" or precision == "int8":
+        return None
+    if kernels and precision == "bfloat16":
+        return Choice("kernel", precision, "channel_major")
+    if engine == "kernel":
+        return None
+    return Choice("torch", precision, "contiguous" if precision == "float32" else layout_for(kernel_size))
+
+
+def _elsewhere(machine: Machine, kernel_size: int, engine: str, precision: str) -> Choice | None:
+    usable = engine in ("auto", "torch") and precision in ("auto", "float32")
+    return Choice("torch", "float32") if usable else None
+
+
+def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"{what} is {name!r:.80}; it must be one of {', '.join(known)}")
+
+
+def check_pictures(pictures: np.ndarray, config: ConvMixerConfig) -> None:
+    """Raises ValueError unless ``pictures`` are what `Engine.run` takes."""
+    patch, chans = config.patch_size, config.in_chans
+    if not isinstance(pictures, np.ndarray) or pictures.dtype != np.float32:
+        kind = getattr(pictures, "dtype", type(pictures).__name__)
+        raise ValueError(f"the pictures are {kind}; they must be a float32 NumPy array")
+    if pictures.ndim != 4 or pictures.shape[1] != chans or min(pictures.shape[2:]) < patch:
+        wanted = f"(N, {chans}, H, W) with sides of at least {patch}"
+        raise ValueError(f"the pictures have the shape {pictures.shape}; it must be {wanted}")

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from . import zoo
+from .config import ConvMixerConfig, count_parameters
 from .download import Progress
-from .model import ConvMixer, ConvMixerConfig, build, count_parameters
+from .model import ConvMixer, build
 from .readers import error_summary
 from .weights import Checkpoint, write_atomically
 

@@ -4,42 +4,12 @@ Trockman and Kolter, "Patches Are All You Need?", https://arxiv.org/abs/2201.097
 timm's, so timm's weights load unchanged.
 """
 
-from dataclasses import asdict, dataclass
-
 import torch
 from torch import Tensor, nn
 
+from .config import ConvMixerConfig
+
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
-
-
-@dataclass(frozen=True)
-class ConvMixerConfig:
-    """The architecture of one ConvMixer. "ConvMixer-1536/20" in the paper is ``dim=1536, depth=20``.
-
-    Raises ValueError, naming the field and the value, when a value cannot make a network.
-    """
-
-    dim: int  # width h: channels of every feature map
-    depth: int  # number of blocks d
-    kernel_size: int = 9  # of the depthwise convolution; odd, so that "same" padding is symmetric
-    patch_size: int = 7  # side in pixels of the patches that the stem embeds
-    num_classes: int = 1000
-    in_chans: int = 3
-    activation: str = "gelu"  # the published 768/32 weights are the only ones that use "relu"
-
-    def __post_init__(self):
-        for field in ("dim", "depth", "kernel_size", "patch_size", "num_classes", "in_chans"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{field} is {value!r}; it must be a whole number of at least 1")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {self.kernel_size}; it must be odd, such as 5, 7 or 9")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
-
-    def to_dict(self) -> dict:
-        """The fields as plain JSON values."""
-        return asdict(self)
 
 
 class Residual(nn.Module):
@@ -108,16 +78,6 @@ class ConvMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
-
-
-def count_parameters(config: ConvMixerConfig) -> int:
-    """The number of trainable parameters of a ConvMixer, without building it."""
-    norm = 2 * config.dim
-    stem = (config.in_chans * config.patch_size**2 + 1) * config.dim + norm
-    depthwise = (config.kernel_size**2 + 1) * config.dim + norm
-    pointwise = (config.dim + 1) * config.dim + norm
-    head = (config.dim + 1) * config.num_classes
-    return stem + config.depth * (depthwise + pointwise) + head
 
 
 def build(config: ConvMixerConfig, state_dict: dict[str, Tensor] | None = None) -> ConvMixer:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .model import ConvMixerConfig
+from .config import ConvMixerConfig
 from .pickles import PickleError, check_pickles
 
 METADATA_KEY = "convmixer"  # the one entry that our own safetensors files carry beside the tensors

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from safetensors.torch import save
 from torch import Tensor
 
-from .model import ConvMixerConfig
+from .config import ConvMixerConfig
 from .preprocessing import CIFAR10, IMAGENET, Preprocessing
 from .readers import (
     METADATA_KEY,

@@ -10,8 +10,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .config import ConvMixerConfig, count_parameters
 from .download import DiskError, DownloadError, Progress, fetch
-from .model import ConvMixerConfig, count_parameters
 from .preprocessing import CIFAR10, IMAGENET, Preprocessing
 from .weights import (
     CHECKPOINT_SUFFIXES,

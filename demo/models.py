@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convmixer import CheckpointError, Classifier, ModelError, load_checkpoint, zoo
-from convmixer.model import ConvMixerConfig, count_parameters
+from convmixer.config import ConvMixerConfig, count_parameters
 from convmixer.weights import Checkpoint, read_description
 
 MAX_OWN = 4  # visitors' checkpoints kept in memory; the one that was used longest ago goes first

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10, Preprocessing
 from train import batches
 from train.batches import MemoryBatches, SourceBatches, memory_batches, normalise

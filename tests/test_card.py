@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 from convmixer.__main__ import parse
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10
 from convmixer.weights import Checkpoint
 from train import pictures

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from convmixer import Classifier, ConvMixer, ConvMixerConfig, kernel, zoo
-from convmixer import engine as engine_module
-from convmixer.engine import Engine, KernelError
+from convmixer import Classifier, ConvMixer, ConvMixerConfig, zoo
+from convmixer.cpu import engine as engine_module
+from convmixer.cpu import kernel
+from convmixer.cpu.engine import Engine, KernelError
 from convmixer.sample import draw_sample
 from tests.networks import CASES, network, relative_error
 

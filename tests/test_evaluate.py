@@ -18,7 +18,7 @@ from timm.data import create_dataset, create_loader
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 
 from convmixer import Classifier
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import Preprocessing
 from convmixer.weights import Checkpoint, imagenet_labels, save_checkpoint
 from convmixer.zoo import MODELS

@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="PyTorch comes without Triton here")
 from benchmarks import cifar_time, gpu, gpu_contestants, gpu_layer
 from benchmarks.gpu_code import loop_instructions
 from benchmarks.gpu_contestants import CONTESTANTS, Contest
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from train.recipes import RECIPES
 
 CPU = torch.device("cpu")

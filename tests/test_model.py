@@ -5,7 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from convmixer.model import ConvMixer, ConvMixerConfig, build, count_parameters
+from convmixer.config import ConvMixerConfig, count_parameters
+from convmixer.model import ConvMixer, build
 
 PUBLISHED = {
     "convmixer_1536_20": (ConvMixerConfig(1536, 20, 9, 7), 51_625_960),

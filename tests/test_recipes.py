@@ -23,7 +23,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomHorizontalFlip, RandomVerticalFlip
 
-from convmixer.model import count_parameters
+from convmixer.config import count_parameters
 from train import loop
 from train.batches import Part, training_transform
 from train.distributed import World

@@ -9,7 +9,7 @@ from conftest import write_cifar10
 from picture_sets import CLASSES, pictures, write_folder, write_parquet, write_shards, write_tar
 
 from convmixer import Classifier, load_checkpoint
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import Preprocessing
 from train import run as train_run
 from train.batches import StreamBatches

@@ -21,7 +21,7 @@ from timm.models.convmixer import ConvMixer as TimmConvMixer
 from torch import nn
 
 from convmixer import model
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig, count_parameters
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.readers import infer_config
 from convmixer.weights import (
@@ -352,7 +352,7 @@ def test_published_architectures_are_inferred(name, classes):
         network = timm.create_model(name, num_classes=classes)
     config = infer_config(network.state_dict())
     assert config.activation == ("relu" if name == "convmixer_768_32" else "gelu")
-    assert model.count_parameters(config) == sum(p.numel() for p in network.parameters())
+    assert count_parameters(config) == sum(p.numel() for p in network.parameters())
     assert (config.num_classes, config.in_chans) == (classes, 3)
 
 

@@ -12,7 +12,7 @@ from file_server import FileServer, Resource
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 
 from convmixer import download, model, zoo
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.weights import Checkpoint, CheckpointError, imagenet_labels, load_checkpoint, save_checkpoint
 from convmixer.zoo import MODELS, DiskError, DownloadError, ModelError

@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 
-from convmixer.model import count_parameters
+from convmixer.config import count_parameters
 from convmixer.weights import Checkpoint
 from train.pictures import LABELLED, class_accuracy, frequent_confusions
 from train.report import best_row, duration, is_known, rate

@@ -23,7 +23,7 @@ import yaml
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
 
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from convmixer.weights import (
     Checkpoint,
     CheckpointError,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from convmixer.model import ConvMixerConfig
+from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from train.recipe import Augmentation, Recipe
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .zoo import cache_dir
+from ..zoo import cache_dir
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 # The number formats of the 1x1 convolutions, and what the processor must have for each.
