@@ -4,6 +4,9 @@ Trockman and Kolter, "Patches Are All You Need?", https://arxiv.org/abs/2201.097
 timm's, so timm's weights load unchanged.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -80,14 +83,24 @@ class ConvMixer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def build(config: ConvMixerConfig, state_dict: dict[str, Tensor] | None = None) -> ConvMixer:
-    """A ConvMixer with PyTorch's default initialisation, or holding ``state_dict`` (taken over without a copy).
+def build(config: ConvMixerConfig, weights: Mapping[str, np.ndarray | Tensor] | None = None) -> ConvMixer:
+    """A ConvMixer with PyTorch's default initialisation, or holding ``weights`` (taken over without a copy).
 
-    Raises RuntimeError when the tensors are not those of ``config``.
+    Raises RuntimeError when they are not those of ``config``.
     """
-    if state_dict is None:
+    if weights is None:
         return ConvMixer(config)
     with torch.device("meta"):  # no memory and no random numbers for weights about to be replaced
         network = ConvMixer(config)
-    network.load_state_dict(state_dict, assign=True)
+    network.load_state_dict(to_tensors(weights), assign=True)
     return network
+
+
+def to_tensors(weights: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
+    """The same weights as tensors, which share the arrays' memory."""
+    return {name: value if isinstance(value, Tensor) else torch.from_numpy(value) for name, value in weights.items()}
+
+
+def to_arrays(network: nn.Module) -> dict[str, np.ndarray]:
+    """A network's parameters and buffers by name; those on the CPU share their memory."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
