@@ -91,12 +91,12 @@ def _on_cpu(machine: Machine, kernel_size: int, engine: str, precision: str) -> 
     precision = "float32" if precision == "auto" else precision
     if engine in ("numpy", "torch"):
         return Choice(engine, precision) if precision == "float32" else None
-    if machine.kernel_problem is None and precision != "float16":
+    if precision == "float16":
+        return None
+    if machine.kernel_problem is None:
         return Choice("kernel", precision)
     if engine == "auto" and precision == "float32":
         return Choice("numpy", precision, note=f"NumPy runs the network, which is slower: {machine.kernel_problem}")
-    if machine.kernel_problem is None:
-        return None
     asked = f"precision {precision!r}" if precision != "float32" else "engine 'kernel'"
     raise ValueError(f"{asked} cannot be used: {machine.kernel_problem}")
 

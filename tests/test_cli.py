@@ -60,6 +60,8 @@ def test_json_for_programs(run, picture, tmp_path):
     assert json.loads(out) == {
         "image": str(tmp_path / "b.png"),
         "model": "random",
+        "engine": "kernel",
+        "precision": "float32",
         "predictions": [{"label": p.label, "index": p.index, "score": p.score} for p in best],
     }
 
