@@ -150,7 +150,10 @@ def open_engine(
     if choice.note:
         _say_once(choice.note)
     if choice.engine == "torch":
-        from .torch_engine import TorchEngine
+        try:
+            from .torch_engine import TorchEngine
+        except ImportError as error:
+            raise ValueError("engine 'torch' needs PyTorch: pip install torch") from error
 
         return TorchEngine(config, weights, device, choice.precision, choice.layout)
     if choice.engine == "numpy":
