@@ -12,7 +12,7 @@ from file_server import FileServer, Resource
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 
 from convmixer import download, model, zoo
-from convmixer.config import ConvMixerConfig
+from convmixer.config import ConvMixerConfig, count_parameters
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.weights import Checkpoint, CheckpointError, imagenet_labels, load_checkpoint, save_checkpoint
 from convmixer.zoo import MODELS, DiskError, DownloadError, ModelError
@@ -82,7 +82,7 @@ def test_published_models_are_timms():
         entry = REAL_MODELS[name]
         with torch.device("meta"):
             network = timm.create_model(name)
-        assert model.count_parameters(entry.config) == sum(p.numel() for p in network.parameters())
+        assert count_parameters(entry.config) == sum(p.numel() for p in network.parameters())
         assert isinstance(network.stem[1], model.ACTIVATIONS[entry.config.activation])
         shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
         with torch.device("meta"):
@@ -287,7 +287,7 @@ def test_list_of_models(cache, monkeypatch):
     assert rows.keys() == MODELS.keys()
     assert rows["convmixer_768_32"] == {
         "name": "convmixer_768_32",
-        "parameters": model.count_parameters(SMALL),
+        "parameters": count_parameters(SMALL),
         "input_size": 224,
         "top1": 80.158,
         "data": "ImageNet-1k validation",
