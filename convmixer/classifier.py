@@ -10,10 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from . import zoo
-from .cpu.engine import PRECISIONS, Engine, KernelError
+from .cpu.engine import KernelEngine
+from .cpu.kernel import PRECISIONS, KernelError
 from .explain import HeatMap, class_activation_map
 from .images import load_image
-from .model import ConvMixer, build
+from .model import ConvMixer, build, to_arrays
 from .preprocessing import crop_box, preprocess
 from .weights import Checkpoint
 
@@ -181,6 +182,18 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise ValueError(f"precision {precision!r} is not for {device.type}; there it must be {' or '.join(usable)}")
 
 
+class _CpuEngine:
+    def __init__(self, engine: KernelEngine):
+        self.engine = engine
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        return torch.from_numpy(self.engine.run(batch.detach().float().cpu().numpy())[0])
+
+    def with_features(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.engine.run(batch.detach().float().cpu().numpy(), stages=1)
+        return torch.from_numpy(logits), torch.from_numpy(features[0])
+
+
 def _engine(network: ConvMixer, precision: str, device: torch.device):
     """None where this machine cannot have one. Raises ValueError if the precision then cannot be had either."""
     if device.type != "cpu":
@@ -190,7 +203,7 @@ def _engine(network: ConvMixer, precision: str, device: torch.device):
 
         return GpuEngine(network, device)
     try:
-        return Engine(network, precision)
+        return _CpuEngine(KernelEngine(network.config, to_arrays(network), precision))
     except KernelError as error:
         if precision != "float32":
             raise ValueError(f"precision {precision!r} cannot be used ({error}); try 'float32'") from error
