@@ -205,7 +205,7 @@ def shipped():
     """The shipped network, and pictures for it: a batch norm of its magnifies what is wrong 300 times."""
     checkpoint = zoo.load("convmixer_256_8_cifar10")
     picture = preprocess(draw_sample(), checkpoint.preprocessing)
-    return build(checkpoint.config, checkpoint.weights).eval(), torch.stack(
+    return build(checkpoint.config, checkpoint.state_dict).eval(), torch.stack(
         [torch.as_tensor(picture), *torch.randn(31, 3, 32, 32)]
     )
 

@@ -87,24 +87,21 @@ except kernel.KernelError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="the wheel is for x86-64 Linux")
-def test_a_wheel_needs_no_compiler(tmp_path, monkeypatch):
+def test_a_wheel_needs_no_compiler(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     source = tmp_path / "source"
-    files = ("convmixer", "pyproject.toml", "README.md", "LICENSE")
-    source.mkdir()
-    for name in files:
-        ignore = shutil.ignore_patterns("__pycache__", compiler.AHEAD)
-        copy = shutil.copytree if (ROOT / name).is_dir() else lambda from_, to, ignore: shutil.copy(from_, to)
-        copy(ROOT / name, source / name, ignore=ignore)
-    monkeypatch.setattr(compiler, "KERNEL_SIZES", (5,))
+    ignored = shutil.ignore_patterns("__pycache__", compiler.AHEAD)
+    shutil.copytree(ROOT / "convmixer", source / "convmixer", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     text = (source / "convmixer/cpu/compiler.py").read_text()
     (source / "convmixer/cpu/compiler.py").write_text(text.replace("(3, 5, 7, 9)", "(5,)"))  # the others take a minute
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
+    build = [*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, source]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
-    if "No module named 'setuptools" in done.stderr + done.stdout:
-        pytest.skip("setuptools is not installed")
+    if "No matching distribution found for setuptools" in done.stderr:
+        pytest.skip("pip cannot fetch setuptools")
     assert not done.returncode, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
