@@ -6,7 +6,7 @@
 
 All contestants of a model and a batch size have the same weights and random pictures, in bfloat16 (timm under
 autocast). They take turns; the figure is the median over the rounds, by CUDA events, after the calls in which they
-compile, tune and record. Logits are compared with float32. The share of the ceiling is the time that this GPU needs for
+compile and record. Logits are compared with float32. The share of the ceiling is the time that this GPU needs for
 nothing but the 1x1 convolutions as one large product, or for nothing but reading and writing each feature map once,
 whichever is longer. --minutes ends the run early, where a GPU is borrowed: what was measured until then is kept.
 """
@@ -74,7 +74,7 @@ def race(contest: Contest, mode: str, names: list[str], rounds: int, clock: Cloc
         before, start = start_counting_memory(device), time.perf_counter()
         try:
             call = getattr(contest, mode)(CONTESTANTS[name])
-            for _ in range(3):  # compiling, tuning, recording
+            for _ in range(3):  # compiling, recording
                 result = call()
             wait(device)
             difference = None if exact is None else off(result, exact)
