@@ -3,44 +3,32 @@ PYTHON ?= python3
 PORT ?=
 IMAGE ?=
 MODEL ?= auto
+GPU ?=
 
 BIN := .venv/bin
-BASE := .venv/.installed
-DEMO := .venv/.installed-demo
-DEV := .venv/.installed-dev
 
 .PHONY: predict demo test serve lint clean
 
-predict: $(BASE)
+predict: .venv/.$(if $(GPU),gpu,core)
 	@$(BIN)/python -m convmixer classify --model "$(MODEL)" $(if $(IMAGE),"$(IMAGE)",--sample)
 
-demo: $(DEMO)
+demo: .venv/.demo
 	@$(BIN)/python demo/app.py --model "$(MODEL)" $(if $(PORT),--port $(PORT))
 
-test: $(DEV)
+test: .venv/.dev
 	$(BIN)/python -m pytest
 
-serve: $(DEV)
+serve: .venv/.serve
 	$(BIN)/python serve.py $(if $(PORT),--port $(PORT))
 
-lint: $(DEV)
+lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-# The stamps: pip runs again only when a requirements file has changed.
-$(BASE): requirements.txt
+# A stamp for each requirements file: pip runs again only when one has changed.
+.venv/.%: requirements/%.txt $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
-
-$(DEMO): requirements.txt requirements-demo.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-demo.txt
-	@touch $@ $(BASE)
-
-$(DEV): requirements.txt requirements-dev.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@touch $@ $(BASE) $(DEMO)
 
 clean:
 	rm -rf .venv .cog .pytest_cache .ruff_cache

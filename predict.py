@@ -3,7 +3,7 @@
 Cog's command line reads the inputs and outputs off this text and does not run it. That is why the names of the models
 are written out here, each description is one literal, and an optional field is Optional.
 
-PyTorch is imported in setup(), beside the start of the processes that need no PyTorch; serve.py does without it.
+On a CPU nothing here imports PyTorch.
 """
 # ruff: noqa: B008, UP045
 
@@ -43,6 +43,8 @@ class Prediction(BaseModel):
 
 class Output(BaseModel):
     model: str
+    engine: str
+    precision: str
     predictions: list[Prediction]
     heatmap: Optional[Path]
 
@@ -67,7 +69,7 @@ class Predictor(BaseRunner):
 
         self.decoder, watchdog = Decoder(self.decoders), Watchdog(self.scratch)
         try:
-            self.decoder.start()  # it is ready before PyTorch is
+            self.decoder.start()  # it starts while the model is loaded
             self.classifiers = warm_classifiers()
         except BaseException:
             self.decoder.close()
@@ -112,14 +114,11 @@ class Predictor(BaseRunner):
 
 def warm_classifiers() -> dict[str, "Classifier"]:
     """The model that "auto" means, under that name and its own, after one run. Raises what zoo.load raises."""
-    from PIL import Image
-
     from convmixer import Classifier, zoo
 
     name, _ = zoo.resolve("auto")
     classifier = Classifier("auto")
-    side = classifier.preprocessing.size
-    classifier.classify(Image.new("RGB", (side, side)))  # the first run of a network is slow
+    classifier.warm_up()
     return {"auto": classifier, name: classifier}
 
 
@@ -169,7 +168,13 @@ def answer(
         ranked, evidence = classifier.classify_with_heatmap(whole, top_k)
         path = save_heatmap(evidence.overlay(), heatmap_folder)
     predictions = [Prediction(label=each.label, index=each.index, score=each.score) for each in ranked]
-    return Output(model=classifier.name, predictions=predictions, heatmap=path)
+    return Output(
+        model=classifier.name,
+        engine=classifier.engine.name,
+        precision=classifier.engine.precision,
+        predictions=predictions,
+        heatmap=path,
+    )
 
 
 def save_heatmap(picture: "Image.Image", folder: pathlib.Path) -> Path:

@@ -29,7 +29,7 @@ from serving.batching import Batcher
 from serving.stuck import Unsticker
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
 
     import convmixer
 
@@ -47,6 +47,8 @@ class Prediction(BaseModel):
 
 class Output(BaseModel):
     model: str
+    engine: str
+    precision: str
     predictions: list[Prediction]
     heatmap: Optional[Path]
 
@@ -107,7 +109,7 @@ class Predictor(BaseRunner):
     async def answer(self, classifier: "convmixer.Classifier", image: Path, top_k: int) -> Output:
         """The classes of a picture, which goes through the network with those of other requests."""
 
-        def prepare() -> tuple["Tensor", int]:
+        def prepare() -> tuple["np.ndarray", int]:
             return self.single.decoder.prepare(self._read(image), classifier.preprocessing), top_k
 
         return output(classifier, await self.batcher.submit(Together(classifier), prepare))
@@ -138,7 +140,7 @@ class Together:
 
     classifier: "convmixer.Classifier"
 
-    def __call__(self, requests: list[tuple["Tensor", int]]) -> list[list["convmixer.Prediction"]]:
+    def __call__(self, requests: list[tuple["np.ndarray", int]]) -> list[list["convmixer.Prediction"]]:
         """The ranked classes for each prepared picture (3, size, size) and its top_k."""
         pictures, numbers = zip(*requests, strict=True)
         rows = self.classifier.classify_many(pictures, max(numbers))
@@ -154,7 +156,8 @@ def output(
     classifier: "convmixer.Classifier", ranked: list["convmixer.Prediction"], heatmap: Path | None = None
 ) -> Output:
     predictions = [Prediction(label=each.label, index=each.index, score=each.score) for each in ranked]
-    return Output(model=classifier.name, predictions=predictions, heatmap=heatmap)
+    engine, precision = classifier.engine.name, classifier.engine.precision
+    return Output(model=classifier.name, engine=engine, precision=precision, predictions=predictions, heatmap=heatmap)
 
 
 def save_heatmap(evidence: "convmixer.explain.HeatMap", scratch: pathlib.Path) -> Path:

@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from convmixer.classifier import choose_device
 from convmixer.config import ConvMixerConfig
+from convmixer.engine import find_device
 from train.batches import Part
 from train.distributed import World
 from train.layout import FORMATS, choose_layout, wrap
@@ -192,7 +192,7 @@ def main() -> None:
     if options.images_per_s:
         print_rate(recipe, options.images_per_s, options.gpus, None, options.price, "--images-per-s")
     if options.measure:
-        rate, how = measure(recipe, options.pictures, options.steps, choose_device(None))
+        rate, how = measure(recipe, options.pictures, options.steps, torch.device(find_device(None)))
         print_rate(recipe, rate, options.gpus, None, options.price, f"a measurement here: {how}")
 
 

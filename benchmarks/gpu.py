@@ -27,8 +27,8 @@ from benchmarks.cost import multiply_adds
 from benchmarks.gpu_clock import ceilings, peak_memory, seconds, start_counting_memory, wait
 from benchmarks.gpu_contestants import CONTESTANTS, MEASURE, OURS, Contest, Skip
 from benchmarks.options import Parser, at_least_one
-from convmixer.classifier import choose_device
 from convmixer.config import ConvMixerConfig
+from convmixer.engine import find_device
 from train.recipes import RECIPES
 from train.session import device_name
 
@@ -179,7 +179,7 @@ def main() -> int:
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"there is no folder for {options.json}")
     try:
-        options.device = choose_device(options.device)
+        options.device = torch.device(find_device(options.device))
     except ValueError as error:
         parser.error(str(error))
     try:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.options import Parser, at_least_one
 from convmixer import zoo
-from convmixer.classifier import choose_device
+from convmixer.engine import find_device
 from convmixer.gpu.engine import GpuEngine
 from convmixer.images import load_image
 from convmixer.model import build, to_arrays
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     try:
-        device, model = choose_device(options.device), zoo.load(options.model)
+        device, model = torch.device(find_device(options.device)), zoo.load(options.model)
     except ValueError as error:  # no such device or model
         parser.error(str(error))
     exact, preprocessing = build(model.config, model.state_dict).eval(), model.preprocessing

@@ -32,16 +32,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     classify.add_argument("--top-k", type=positive, default=5, metavar="K", help="answers a picture; default: 5")
     classify.add_argument("--json", action="store_true", help="one JSON object a line")
     classify.add_argument("--heatmap", metavar="FILE", help="write where the best class was seen, as a picture")
-    classify.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one")
-    classify.add_argument(
-        "--precision",
-        metavar="FORMAT",
-        help="float32, or bfloat16 or int8: faster and less exact, on CPUs that have them; on GPUs float32 or bfloat16;"
-        " default: what CONVMIXER_PRECISION says, else float32",
-    )
+    add_engine_options(classify)
 
     models = commands.add_parser("models", help="list the models", description="List the models that have a name.")
     models.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_engine_options(models)
 
     download = commands.add_parser(
         "download", help="fetch weights", description="Fetch a model's weights into the cache."
@@ -58,6 +53,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.command == "classify":
         check_classify(arguments, classify)
     return arguments
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one")
+    parser.add_argument(
+        "--engine", default="auto", help="kernel (this project's), numpy, torch; default: the fastest on this machine"
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="FORMAT",
+        help="float32, bfloat16, float16 or int8, where the device has them; default: what CONVMIXER_PRECISION says,"
+        " else float32 on a CPU and 16 bits on a GPU",
+    )
 
 
 def positive(text: str) -> int:
@@ -103,6 +111,7 @@ def run_classify(arguments: argparse.Namespace) -> int:
         arguments.model,
         device=arguments.device,
         precision=arguments.precision,
+        engine=arguments.engine,
         progress=terminal_progress(arguments.model),
     )
     sources = {"sample": draw_sample()} if arguments.sample else dict.fromkeys(files_in(arguments.images))
@@ -127,27 +136,28 @@ def run_classify(arguments: argparse.Namespace) -> int:
 def answer(classifier, batch: dict, arguments: argparse.Namespace) -> int:
     """Classifies and prints a batch of prepared pictures by name; gives their number."""
     for name, predictions in zip(batch, classifier.classify_many(batch.values(), arguments.top_k), strict=True):
-        show(name, classifier.name, predictions, arguments.json)
+        show(name, classifier, predictions, arguments.json)
     return len(batch)
 
 
 def classify_with_heatmap(classifier, name: str, picture, arguments: argparse.Namespace) -> int:
     predictions, heatmap = classifier.classify_with_heatmap(picture, arguments.top_k)
     heatmap.overlay().save(arguments.heatmap)
-    show(name, classifier.name, predictions, arguments.json)
+    show(name, classifier, predictions, arguments.json)
     print(f"{arguments.heatmap}: where the network saw {shown(heatmap.label)}", file=sys.stderr)
     return DONE
 
 
-def show(name: str, model: str, predictions: list, as_json: bool) -> None:
+def show(name: str, classifier, predictions: list, as_json: bool) -> None:
     """Prints the answer for one picture, as a table or as one line of JSON."""
     if as_json:
         rows = [{"label": p.label, "index": p.index, "score": p.score} for p in predictions]
-        print(json.dumps({"image": name, "model": model, "predictions": rows}), flush=True)
+        engine = {"engine": classifier.engine.name, "precision": classifier.engine.precision}
+        print(json.dumps({"image": name, "model": classifier.name, **engine, "predictions": rows}), flush=True)
         return
     labels = [shown(p.label) for p in predictions]
     width = max(map(len, labels))
-    print(f"{shown(name)}  ({shown(model)})")
+    print(f"{shown(name)}  ({shown(classifier.name)})")
     for label, p in zip(labels, predictions, strict=True):
         print(f"  {label:<{width}}  {percent(p.score):>8}  {'█' * round(30 * p.score)}".rstrip())
     sys.stdout.flush()
@@ -166,14 +176,21 @@ def percent(score: float) -> str:
 
 
 def run_models(arguments: argparse.Namespace) -> int:
-    from .zoo import list_models
+    from .engine import choose, find_device, look
+    from .zoo import MODELS, list_models
 
     rows = list_models()
+    device = find_device(arguments.device, arguments.engine)
+    precision = arguments.precision or os.environ.get("CONVMIXER_PRECISION") or "auto"
+    for row in rows:
+        size = MODELS[row["name"]].config.kernel_size
+        choice = choose(look(device, size, precision), size, arguments.engine, precision)
+        row |= {"engine": choice.engine, "precision": choice.precision}
     if arguments.json:
         for row in rows:
             print(json.dumps(row))
         return DONE
-    table = [("NAME", "PARAMETERS", "INPUT", "TOP-1", "MEASURED ON", "WEIGHTS")]
+    table = [("NAME", "PARAMETERS", "INPUT", "TOP-1", "MEASURED ON", "WEIGHTS", "ENGINE")]
     for row in rows:
         table.append(
             (
@@ -183,6 +200,7 @@ def run_models(arguments: argparse.Namespace) -> int:
                 "" if row["top1"] is None else f"{row['top1']:.2f} %",
                 row["data"] or "",
                 "here" if row["path"] else "not here",
+                f"{row['engine']}, {row['precision']}",
             )
         )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -230,6 +248,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except ModuleNotFoundError as error:  # of what only some commands need
+        return fail(f"{error.name} is not installed, and this needs it: pip install {error.name}")
     except (ValueError, RuntimeError, OSError) as error:
         return fail(" ".join(str(error).split()))
 

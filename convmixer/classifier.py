@@ -3,25 +3,26 @@
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from . import zoo
-from .cpu.engine import PRECISIONS, Engine, KernelError
+from .engine import find_device, open_engine
 from .explain import HeatMap, class_activation_map
-from .images import load_image
-from .model import ConvMixer, build
+from .images import ImageError, load_image
 from .preprocessing import crop_box, preprocess
+from .readers import as_array, release
 from .weights import Checkpoint
 
-# Pictures that are in memory together. The engine goes through them as it suits the CPU's cache.
+if TYPE_CHECKING:
+    from .model import ConvMixer
+
+# Pictures that are in memory together. The engine goes through them as it suits the device.
 SLICE = 64
-# Without an engine, pictures run through the network together while one feature map of them all fits in this many
-# bytes: larger slices fall out of the cache between two layers, and take longer a picture than one at a time.
-CPU_SLICE_BYTES = 4 * 2**20
 HEATMAP_DETAIL = 1024  # pixels: a picture under a heat map is not read at a smaller short side
 
 
@@ -37,35 +38,32 @@ class Prediction:
 class Classifier:
     """Classifies pictures.
 
-    A picture is whatever `convmixer.images.load_image` reads (path, bytes, file, PIL image), or a tensor that `prepare`
+    A picture is whatever `convmixer.images.load_image` reads (path, bytes, file, PIL image), or an array that `prepare`
     gave.
 
     model: a name of `convmixer.zoo.MODELS`, "auto", or a checkpoint file; a named model is downloaded once.
     device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
-    precision: what most of the arithmetic is done in: "float32", whose logits are those of the network; on the CPU
-        "bfloat16" or "int8", which are faster and less exact, where the processor has them; on a GPU "bfloat16",
-        through the kernels of `convmixer.gpu`. By default what the environment variable CONVMIXER_PRECISION says, else
-        "float32".
+    precision: what most of the arithmetic is done in. "float32" gives the network's own logits; "bfloat16", "float16"
+        and "int8" are faster and less exact, where the processor has them. By default what the environment variable
+        CONVMIXER_PRECISION says, else "auto": float32 on a CPU, 16 bits on a GPU.
+    engine: "kernel" (this project's), "numpy", "torch", or "auto", the fastest here; see `convmixer.engine.choose`.
     progress: called with (bytes so far, total bytes or None) during a download.
 
-    Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device or precision that cannot be used.
-    The methods raise ImageError for a picture that cannot be read.
-
-    On the CPU the network runs through `convmixer.engine`, and on a GPU in bfloat16 through `convmixer.gpu`, with the
-    weights that it had at the start. Else, and on a CPU without a compiler, ``engine`` is None and PyTorch runs it.
+    Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device, precision or engine that cannot
+    be used. The methods raise ImageError for a picture that cannot be read.
     """
 
     def __init__(
         self,
         model: str = "auto",
         *,
-        device: str | torch.device | None = None,
+        device: str | None = None,
         precision: str | None = None,
+        engine: str = "auto",
         progress: Callable[[int, int | None], None] | None = None,
     ):
-        self.device = choose_device(device)  # first: a mistyped device should not cost a download
-        precision = precision or os.environ.get("CONVMIXER_PRECISION") or "float32"
-        _check_precision(precision, self.device)
+        self.device = find_device(device and str(device), engine)  # first: a mistake should not cost a download
+        precision = precision or os.environ.get("CONVMIXER_PRECISION") or "auto"
         checkpoint: Checkpoint = zoo.load(model, progress)
         self.name = checkpoint.name
         self.config = checkpoint.config
@@ -73,13 +71,26 @@ class Classifier:
         self.preprocessing = checkpoint.preprocessing
         self.accuracy = checkpoint.accuracy
         self.training = checkpoint.training
-        self.network = build(checkpoint.config, checkpoint.state_dict).to(self.device).eval()
-        self.engine = _engine(self.network, precision, self.device)
+        self.weights = checkpoint.state_dict  # float32 arrays under timm's names
+        self.engine = open_engine(self.config, self.weights, self.device, engine, precision)
+        if self.engine.name != "torch":
+            release(self.weights)
+
+    @cached_property
+    def network(self) -> "ConvMixer":
+        """The network in PyTorch, in evaluation mode, on the device; built when it is first asked for."""
+        from .model import build
+
+        return getattr(self.engine, "network", None) or build(self.config, self.weights).to(self.device).eval()
 
     @property
     def heatmap_side(self) -> int:
         """The ``target_size``, in pixels, at which load_image should read a picture that gets a heat map."""
         return max(HEATMAP_DETAIL, self.preprocessing.resize)
+
+    def warm_up(self, batch: int = 1) -> None:
+        """Do now what the first answers about 1 to ``batch`` pictures at a time would wait for."""
+        self.engine.warm_up(self.preprocessing.size, batch)
 
     def classify(self, image, top_k: int = 5) -> list[Prediction]:
         """The ``top_k`` best classes of one picture, best first; all of them where there are fewer."""
@@ -90,28 +101,42 @@ class Classifier:
         _check_top_k(top_k)
         return [self._ranked(row, top_k) for row in self.scores(images)]
 
-    def scores(self, images: Iterable) -> Tensor:
-        """The softmax over all classes, float32 (N, classes) on the CPU, of N pictures."""
-        return self.logits(images).softmax(dim=1)
+    def scores(self, images: Iterable) -> np.ndarray:
+        """The softmax over all classes, float32 (N, classes), of N pictures."""
+        return _softmax(self.logits(images))
 
-    @torch.inference_mode()
-    def logits(self, images: Iterable) -> Tensor:
-        """The network's logits, float32 (N, classes) on the CPU, of N pictures."""
-        images, rows = iter(images), []
-        while slice_ := list(islice(images, self._slice_size())):
-            batch = torch.stack([image if isinstance(image, Tensor) else self.prepare(image) for image in slice_])
-            rows.append(self._run(batch))
-        return torch.cat(rows) if rows else torch.empty(0, self.config.num_classes)
+    def logits(self, images: Iterable) -> np.ndarray:
+        """The network's logits, float32 (N, classes), of N pictures."""
+        images, rows = iter(images), [np.empty((0, self.config.num_classes), np.float32)]
+        while slice_ := list(islice(images, SLICE)):
+            rows.append(self.engine.run(np.stack([self.prepare(image) for image in slice_]))[0])
+        return np.concatenate(rows)
 
-    def prepare(self, image) -> Tensor:
-        """One picture as the network's input: normalised float32 (3, size, size), far smaller than most pictures."""
-        return preprocess(load_image(image, target_size=self.preprocessing.resize), self.preprocessing)
+    def features(self, image) -> np.ndarray:
+        """The feature maps of one picture behind the stem and behind each block: float32 (depth + 1, dim, h, w)."""
+        return self.engine.run(self.prepare(image)[None], stages=self.config.depth + 1)[1][:, 0]
+
+    def prepare(self, image) -> np.ndarray:
+        """One picture as the network's input: normalised float32 (3, size, size), far smaller than most pictures.
+
+        An array, or a tensor of PyTorch's, is taken to be prepared already. Raises ImageError for one of another shape
+        or type.
+        """
+        if not hasattr(image, "dtype"):
+            return preprocess(load_image(image, target_size=self.preprocessing.resize), self.preprocessing)
+        prepared, side = as_array(image), self.preprocessing.size
+        shape = (self.config.in_chans, side, side)
+        if prepared.shape != shape or prepared.dtype != np.float32:
+            raise ImageError(
+                f"an array is a prepared picture, float32 {shape}; this one is {prepared.dtype} {prepared.shape}:"
+                " give pixels as PIL.Image.fromarray(array)"
+            )
+        return prepared
 
     def heatmap(self, image, index: int | None = None) -> HeatMap:
         """The class activation map of class ``index``, by default the best one. Raises ValueError for no such class."""
         return self.classify_with_heatmap(image, index=index)[1]
 
-    @torch.inference_mode()
     def classify_with_heatmap(
         self, image, top_k: int = 5, index: int | None = None
     ) -> tuple[list[Prediction], HeatMap]:
@@ -124,7 +149,6 @@ class Classifier:
         index = int(scores.argmax()) if index is None else index
         return self._ranked(scores, top_k), self._heatmap(picture, features, index)
 
-    @torch.inference_mode()
     def classify_with_heatmaps(self, image, top_k: int = 5) -> tuple[list[Prediction], list[HeatMap]]:
         """`classify`, and the `heatmap` of each of its classes in the same order, in one pass through the network."""
         _check_top_k(top_k)
@@ -132,81 +156,27 @@ class Classifier:
         predictions = self._ranked(scores, top_k)
         return predictions, [self._heatmap(picture, features, prediction.index) for prediction in predictions]
 
-    def _look(self, image) -> tuple[Image.Image, Tensor, Tensor]:
-        """The decoded picture, its last feature map (dim, h, w), and its scores (classes,) on the CPU."""
+    def _look(self, image) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+        """The decoded picture, its last feature map (dim, h, w), and its scores (classes,)."""
         picture = load_image(image, target_size=self.heatmap_side)
-        logits, features = self._run_with_features(preprocess(picture, self.preprocessing)[None])
-        return picture, features[0], logits.softmax(dim=1)[0]
+        logits, features = self.engine.run(preprocess(picture, self.preprocessing)[None], stages=1)
+        return picture, features[0, 0], _softmax(logits)[0]
 
-    def _run(self, batch: Tensor) -> Tensor:
-        """Logits, float32 on the CPU, of a batch (N, 3, H, W) on the CPU."""
-        if self.engine:
-            return self.engine(batch)
-        return self.network(batch.to(self.device)).float().cpu()
-
-    def _run_with_features(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and the last feature map (N, dim, h, w) on the device."""
-        if self.engine:
-            return self.engine.with_features(batch)
-        features = self.network.forward_features(batch.to(self.device))
-        return self.network.forward_head(features).float().cpu(), features
-
-    def _heatmap(self, picture: Image.Image, features: Tensor, index: int) -> HeatMap:
-        head = self.network.head
-        values = class_activation_map(features, head.weight[index], head.bias[index]).float().cpu().numpy()
+    def _heatmap(self, picture: Image.Image, features: np.ndarray, index: int) -> HeatMap:
+        weight, bias = self.weights["head.weight"][index], self.weights["head.bias"][index]
+        values = class_activation_map(features, weight, bias)
         return HeatMap(self.labels[index], index, values, crop_box(picture.size, self.preprocessing), picture)
 
-    def _slice_size(self) -> int:
-        if self.engine or self.device.type != "cpu":
-            return SLICE
-        side = self.preprocessing.size // self.config.patch_size
-        return max(1, CPU_SLICE_BYTES // (4 * self.config.dim * side * side))
+    def _ranked(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return [Prediction(self.labels[index], index, float(scores[index])) for index in best.tolist()]
 
-    def _ranked(self, scores: Tensor, top_k: int) -> list[Prediction]:
-        best = scores.topk(min(top_k, len(scores)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [Prediction(self.labels[index], index, score) for index, score in pairs]
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _check_top_k(top_k: int) -> None:
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
         raise ValueError(f"top_k is {top_k!r}; it must be a whole number of at least 1")
-
-
-def _check_precision(precision: str, device: torch.device) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    usable = {"cpu": list(PRECISIONS), "cuda": ["float32", "bfloat16"]}.get(device.type, ["float32"])
-    if precision not in usable:
-        raise ValueError(f"precision {precision!r} is not for {device.type}; there it must be {' or '.join(usable)}")
-
-
-def _engine(network: ConvMixer, precision: str, device: torch.device):
-    """None where this machine cannot have one. Raises ValueError if the precision then cannot be had either."""
-    if device.type != "cpu":
-        if precision == "float32":
-            return None
-        from .gpu.engine import GpuEngine  # brings Triton along
-
-        return GpuEngine(network, device)
-    try:
-        return Engine(network, precision)
-    except KernelError as error:
-        if precision != "float32":
-            raise ValueError(f"precision {precision!r} cannot be used ({error}); try 'float32'") from error
-        return None
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device that was named, by default the GPU where there is one. Raises ValueError for one that is not here."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device {device!r} cannot be used ({reason}); try 'cpu', or 'cuda' on an NVIDIA GPU"
-        ) from error
-    return chosen

@@ -1,5 +1,11 @@
 """What runs the network: the protocol that every engine keeps, and the choice between them."""
 
+import ctypes
+import functools
+import logging
+import os
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,11 +91,14 @@ def _on_cpu(machine: Machine, kernel_size: int, engine: str, precision: str) -> 
     precision = "float32" if precision == "auto" else precision
     if engine in ("numpy", "torch"):
         return Choice(engine, precision) if precision == "float32" else None
-    if machine.kernel_problem is None and precision != "float16":
+    if precision == "float16":
+        return None
+    if machine.kernel_problem is None:
         return Choice("kernel", precision)
     if engine == "auto" and precision == "float32":
         return Choice("numpy", precision, note=f"NumPy runs the network, which is slower: {machine.kernel_problem}")
-    raise ValueError(f"precision {precision!r} cannot be used: {machine.kernel_problem}; try 'float32'")
+    asked = f"precision {precision!r}" if precision != "float32" else "engine 'kernel'"
+    raise ValueError(f"{asked} cannot be used: {machine.kernel_problem}")
 
 
 def _on_cuda(machine: Machine, kernel_size: int, engine: str, precision: str) -> Choice | None:
@@ -124,3 +133,102 @@ def check_pictures(pictures: np.ndarray, config: ConvMixerConfig) -> None:
     if pictures.ndim != 4 or pictures.shape[1] != chans or min(pictures.shape[2:]) < patch:
         wanted = f"(N, {chans}, H, W) with sides of at least {patch}"
         raise ValueError(f"the pictures have the shape {pictures.shape}; it must be {wanted}")
+
+
+def open_engine(
+    config: ConvMixerConfig,
+    weights: Mapping[str, np.ndarray],
+    device: str = "cpu",
+    engine: str = "auto",
+    precision: str = "auto",
+) -> Engine:
+    """The engine that `choose` chooses for ``device``, as `find_device` gives it. Raises ValueError.
+
+    weights: float32 under timm's names, laid out anew by every engine but PyTorch's on a CPU.
+    """
+    choice = choose(look(device, config.kernel_size, precision), config.kernel_size, engine, precision)
+    if choice.note:
+        _say_once(choice.note)
+    if choice.engine == "torch":
+        try:
+            from .torch_engine import TorchEngine
+        except ImportError as error:
+            raise ValueError("engine 'torch' needs PyTorch: pip install torch") from error
+
+        return TorchEngine(config, weights, device, choice.precision, choice.layout)
+    if choice.engine == "numpy":
+        from .cpu.numpy_engine import NumpyEngine
+
+        return NumpyEngine(config, weights)
+    if device == "cpu":
+        from .cpu.engine import KernelEngine
+
+        return KernelEngine(config, weights, choice.precision)
+    from .gpu.engine import GpuEngine
+
+    return GpuEngine(config, weights, device)
+
+
+def find_device(device: str | None, engine: str = "auto") -> str:
+    """What PyTorch calls a device: the one that was named, by default the GPU where there is one.
+
+    PyTorch is imported where a GPU may be. Raises ValueError, one line, for a device that cannot be used.
+    """
+    if device == "cpu" or (device is None and (engine == "numpy" or not _may_have_gpu())):
+        return "cpu"
+    try:
+        import torch
+    except ImportError as error:
+        if device is None:
+            _say_once("a GPU's driver is here; `make predict GPU=1` or `pip install torch` adds what uses it, 4.7 GB")
+            return "cpu"
+        raise ValueError(f"device {device!r} needs PyTorch: pip install torch; or try 'cpu'") from error
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used ({reason}); try 'cpu', or 'cuda' on an NVIDIA GPU"
+        ) from error
+    return str(torch.device(device))
+
+
+def look(device: str, kernel_size: int, precision: str = "auto") -> Machine:
+    """What there is on this machine. For a CPU this compiles the kernel, if that has not been done."""
+    kind = device.split(":")[0]
+    if kind == "cpu":
+        from .cpu.kernel import PRECISIONS as KERNEL_PRECISIONS
+        from .cpu.kernel import KernelError, load
+
+        wanted = "float32" if precision == "auto" else precision
+        try:
+            if wanted in KERNEL_PRECISIONS:
+                load(kernel_size, wanted)
+        except KernelError as error:
+            return Machine(kernel_problem=str(error))
+        return Machine()
+    if kind != "cuda":
+        return Machine(kind)
+    import torch
+
+    from .gpu.ops import triton_works
+
+    return Machine(kind, None, torch.cuda.get_device_capability(device), triton_works(device))
+
+
+def _may_have_gpu() -> bool:
+    """Whether a GPU's driver is installed, and PyTorch should be asked about GPUs. Takes no milliseconds to say no."""
+    for library in ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1",):
+        try:
+            ctypes.CDLL(library)
+            return True
+        except OSError:
+            pass
+    return os.path.exists("/dev/kfd")  # AMD's
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    logging.getLogger("convmixer").warning(line)

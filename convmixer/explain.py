@@ -10,7 +10,6 @@ from functools import cache
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 # Dark red to pale yellow, so that more evidence is also lighter: readable in grey and without telling red from green.
 _RAMP = ((0, (60, 0, 20)), (64, (140, 10, 20)), (128, (225, 60, 10)), (192, (255, 150, 10)), (255, (255, 245, 150)))
@@ -20,12 +19,12 @@ _AGAINST = ((0, (0, 70, 190)), (255, (20, 130, 255)))
 LAYER_SIZE = 256  # pixels of a layer's longer side: several to each patch, so that a browser enlarges it smoothly
 
 
-def class_activation_map(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def class_activation_map(features: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """The map (h, w) of one class, from features (dim, h, w) and the class's row of the head, (dim,) and ().
 
     Its mean is the class's logit.
     """
-    return (weight[:, None, None] * features).sum(0) + bias
+    return np.tensordot(weight, features, 1) + bias
 
 
 @dataclass(frozen=True)

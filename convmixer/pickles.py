@@ -1,14 +1,26 @@
-"""What a pickle would make of itself, found out without making it.
+"""Pickles of PyTorch: what one would make of itself, found out without making it; then its tensors as arrays.
 
 PyTorch's ``weights_only`` runs no code out of a pickle, but builds whatever it describes: tuples in tuples, deep enough
 to overrun the stack when they are hashed; or a few bytes that refer to each other so often that writing the value down
 would take years; or a bytearray of a terabyte. Here a pickle is followed with sizes in the place of values.
 """
 
+import os
 import pickletools
+import re
+import threading
+import warnings
 import zipfile
+from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from .readers import CheckpointError, as_array, error_summary
+
+STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm names them, the preferred one first
 MOST_INSTRUCTIONS = 5_000_000  # a checkpoint with averaged weights and an optimizer's state has about 100,000
 MOST_VALUES = 50_000_000  # in one value, each counted as often as it is referred to
 MOST_DEPTH = 100
@@ -109,3 +121,70 @@ def _check_global(argument: str) -> None:
     name = argument.rpartition(" ")[2]
     if name == "bytearray" or (name.endswith("Tensor") and argument != "torch Tensor"):
         raise PickleError(f"makes something that no checkpoint needs ({name!r:.80})")
+
+
+class _Ignored:
+    """Stands in for the harmless objects beside the weights in a training checkpoint; their content is dropped."""
+
+    def __new__(cls, *_):
+        return super().__new__(cls)
+
+    def __setstate__(self, state):
+        pass
+
+
+# timm's saver keeps the command line; the authors' learning rates, from np.interp, are NumPy numbers (module names
+# before and since NumPy 2).
+_IGNORED_GLOBALS = [
+    (_Ignored, name)
+    for name in (
+        "argparse.Namespace",
+        "numpy.dtype",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+    )
+]
+_process_wide_settings = threading.Lock()  # torch's list of globals and the warning filters are not a thread's own
+
+
+def read_pickle(path: Path, *, zipped: bool) -> dict[str, np.ndarray]:
+    """The state_dict in a file of torch.save, whose arrays share the tensors' memory. Raises CheckpointError.
+
+    zipped: whether the file is a zip archive, which is memory-mapped.
+    """
+    try:
+        with _process_wide_settings, torch.serialization.safe_globals(_IGNORED_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other pickle protocols and sparse tensors: they end as errors below
+            with open(path, "rb") as file:
+                check_pickles(file)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except PickleError as error:
+        raise CheckpointError(str(error)) from error
+    except Exception as error:  # a damaged pickle can trip torch into nearly any exception
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden:
+            raise CheckpointError(
+                f"is refused, it could run code ({forbidden[1]!r:.80}); save a state_dict alone"
+            ) from error
+        raise CheckpointError(f"is truncated, damaged or no checkpoint: {error_summary(error)}") from error
+    tensors = _find_state_dict(content)
+    for name, tensor in tensors.items():
+        if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+            raise CheckpointError(f"holds no state_dict: {name!r:.80} is of type {type(tensor).__name__}, not a tensor")
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+            raise CheckpointError(f"tensor {name!r:.80} is not a plain array")
+        if tensor.is_complex():
+            raise CheckpointError(f"tensor {name!r:.80} holds complex numbers")
+    # A stride of zero lets a tiny file claim a huge tensor, which the conversion to float32 would then really make.
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > os.path.getsize(path):
+        raise CheckpointError("claims more values than the file has room for")
+    return {name: as_array(tensor) for name, tensor in tensors.items()}
+
+
+def _find_state_dict(content: object) -> dict:
+    if isinstance(content, dict):
+        nested = (content.get(key) for key in STATE_DICT_KEYS)
+        content = next((value for value in nested if isinstance(value, dict)), content)
+    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
+        raise CheckpointError("holds no state_dict; it must be a dictionary of tensors")
+    return content

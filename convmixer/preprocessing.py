@@ -3,15 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from .images import MAX_PIXELS
-
-if TYPE_CHECKING:  # a process that only decodes and resizes pictures does without PyTorch
-    import torch
 
 _INTERPOLATIONS = {filter.name.lower(): filter for filter in Image.Resampling}
 _WIDEST_FILTER = 3  # Lanczos looks this many pixels to each side
@@ -115,7 +111,7 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     return resized.crop((left, top, left + size, top + size))
 
 
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> "torch.Tensor":
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """An RGB image to the network's input: normalised float32 of shape (3, size, size).
 
     Raises ValueError as resize_and_crop does.
@@ -123,15 +119,13 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> "torch.Tenso
     return normalise(np.array(resize_and_crop(image, preprocessing)), preprocessing)
 
 
-def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> "torch.Tensor":
+def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """What resize_and_crop gave, as uint8 (size, size, 3), to the network's input: float32 (3, size, size)."""
-    import torch
-
-    pixels = torch.from_numpy(pixels)
-    pixels = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-    mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(3, 1, 1)
-    std = torch.tensor(preprocessing.std, dtype=torch.float32).view(3, 1, 1)
-    return pixels.sub_(mean).div_(std)
+    x = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+    x /= 255
+    x -= np.array(preprocessing.mean, np.float32)[:, None, None]
+    x /= np.array(preprocessing.std, np.float32)[:, None, None]
+    return x
 
 
 def _geometry(image_size: tuple[int, int], preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -1,36 +1,37 @@
-"""Any file that may hold a ConvMixer, to plain tensors under timm's names.
+"""Any file that may hold a ConvMixer, to NumPy arrays under timm's names.
 
 No file is trusted. safetensors is data only; pickles are read with ``weights_only=True`` and run no code.
 """
 
-import os
+import math
+import mmap
 import re
-import threading
-import warnings
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import safe_open
-from torch import Tensor
 
 from .config import ConvMixerConfig
-from .pickles import PickleError, check_pickles
 
 METADATA_KEY = "convmixer"  # the one entry that our own safetensors files carry beside the tensors
-STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm names them, the preferred one first
 WRAPPER_PREFIXES = re.compile(r"(module\.|_orig_mod\.)+")  # put in front by DistributedDataParallel and torch.compile
 NUMBERED_NAME = re.compile(r"([0-9]{1,6})\.(.+)")  # the authors' nn.Sequential: "3.0.fn.0.weight"
 FIRST_BLOCK = 3  # in the authors' nn.Sequential, after the stem's convolution, activation and norm
 MOST_PROBLEMS_SHOWN = 3
+NUMBER_TYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"},
+    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"},
+}
 
 
 class CheckpointError(ValueError):
     """One line that names the file, what is wrong with it and, where that helps, what would be right."""
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     """The tensors of a checkpoint under timm's names, and the text of our metadata entry, None in other people's files.
 
     The first bytes tell the kind of file. Raises CheckpointError, without the file's name, when it cannot be read.
@@ -55,13 +56,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def read_metadata(path: Path) -> str | None:
     """The text of our metadata entry in a safetensors file, None in other people's; no tensor is read."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             return (file.metadata() or {}).get(METADATA_KEY)
     except Exception as error:
         raise CheckpointError(f"cannot be read as safetensors: {error_summary(error)}") from error
 
 
-def infer_config(tensors: dict[str, Tensor]) -> ConvMixerConfig:
+def infer_config(tensors: dict[str, np.ndarray]) -> ConvMixerConfig:
     """The architecture that the tensors' shapes show; raises CheckpointError when they are not a ConvMixer's.
 
     The activation leaves no trace in the shapes. It is taken to be ReLU for 768/32, the one published network that has
@@ -83,37 +84,58 @@ def infer_config(tensors: dict[str, Tensor]) -> ConvMixerConfig:
     return config
 
 
-def checked_tensors(tensors: dict[str, Tensor], config: ConvMixerConfig) -> dict[str, Tensor]:
-    """The tensors as contiguous float32 on the CPU (batch counters as int64), if they are exactly those of ``config``.
+def checked_tensors(tensors: Mapping, config: ConvMixerConfig) -> dict[str, np.ndarray]:
+    """The tensors as contiguous float32 arrays (batch counters as int64), if they are exactly those of ``config``.
 
-    Tensors that are so already are not copied. Raises CheckpointError naming the first tensors that are missing, left
-    over, of another shape, or not finite.
+    tensors: arrays, or PyTorch's tensors on any device. Those that are so already are not copied. Raises
+    CheckpointError naming the first tensors that are missing, left over, of another shape, or not finite.
     """
     _check_shapes(tensors, config)
     plain = {}
-    for name, tensor in tensors.items():
-        dtype = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
-        plain[name] = tensor.detach().to("cpu", dtype).contiguous()
-        # A sum is finite unless a value is not, or it overflows: only then is every value looked at.
-        if not plain[name].sum().isfinite() and not plain[name].isfinite().all():
-            raise CheckpointError(f"tensor {name!r:.80} holds NaN or infinite values; the training may have diverged")
+    with np.errstate(all="ignore"):  # what overflows float32 is found below
+        for name, tensor in tensors.items():
+            dtype = np.int64 if name.endswith("num_batches_tracked") else np.float32
+            plain[name] = np.require(as_array(tensor), dtype, ["C", "ALIGNED"])
+            # A sum is finite unless a value is not, or it overflows: only then is every value looked at.
+            if not np.isfinite(plain[name].sum()) and not np.isfinite(plain[name]).all():
+                problem = "holds NaN or infinite values; the training may have diverged"
+                raise CheckpointError(f"tensor {name!r:.80} {problem}")
     return plain
 
 
-def _check_shapes(tensors: dict[str, Tensor], config: ConvMixerConfig) -> None:
+def release(arrays: Mapping[str, np.ndarray]) -> None:
+    """Lets go of the memory that memory-mapped arrays have been read into; what is used again is read again."""
+    for array in arrays.values():
+        while isinstance(array, np.ndarray):
+            array = array.base
+        content = getattr(array, "obj", None)
+        if isinstance(content, mmap.mmap) and hasattr(content, "madvise"):
+            content.madvise(mmap.MADV_DONTNEED)
+            return  # all of a file's arrays share one
+
+
+def as_array(tensor) -> np.ndarray:
+    """An array as it is; a tensor of PyTorch's as an array, which on the CPU shares its memory."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        tensor = (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
+    return tensor
+
+
+def _check_shapes(tensors: dict[str, np.ndarray], config: ConvMixerConfig) -> None:
     # islice: a config out of a hostile file may ask for a billion blocks.
     problems = list(islice(_problems(tensors, config), MOST_PROBLEMS_SHOWN))
     if problems:
         raise CheckpointError(f"does not fit {config}: {'; '.join(problems)}")
 
 
-def _problems(tensors: dict[str, Tensor], config: ConvMixerConfig) -> Iterator[str]:
+def _problems(tensors: dict[str, np.ndarray], config: ConvMixerConfig) -> Iterator[str]:
     expected = set()
     for name, shape in _expected_shapes(config):
         expected.add(name)
         if name not in tensors:
             yield f"{name!r:.80} is missing"
-        elif tensors[name].shape != shape:
+        elif tuple(tensors[name].shape) != shape:
             yield f"{name!r:.80} has shape {tuple(tensors[name].shape)}, not {shape}"
     yield from (f"{name!r:.80} is left over" for name in tensors if name not in expected)
 
@@ -136,86 +158,46 @@ def _expected_shapes(config: ConvMixerConfig) -> Iterator[tuple[str, tuple[int, 
     yield "head.bias", (config.num_classes,)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """The tensors as they are in the file, memory-mapped, and our metadata entry."""
     try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, (file.metadata() or {}).get(METADATA_KEY)
-    except Exception as error:  # not SafetensorError alone: it knows number types that torch does not
+        with safe_open(path, framework="np") as file, open(path, "rb") as raw:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            # The library copies what it reads; it has made sure that the tensors lie one behind the other.
+            content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
+            offset, arrays = 8 + struct.unpack("<Q", content[:8])[0], {}
+            for name in file.offset_keys():
+                about = file.get_slice(name)
+                dtype, shape = NUMBER_TYPES[about.get_dtype()], about.get_shape()
+                arrays[name] = np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape)
+                offset += arrays[name].nbytes
+                if about.get_dtype() == "BF16":
+                    arrays[name] = (arrays[name].astype(np.uint32) << 16).view(np.float32)
+            return arrays, metadata
+    except KeyError as number_type:
+        raise CheckpointError(f"holds numbers of type {number_type}; save them as float32") from number_type
+    except Exception as error:
         raise CheckpointError(f"is truncated, damaged or no checkpoint: {error_summary(error)}") from error
 
 
-class _Ignored:
-    """Stands in for the harmless objects beside the weights in a training checkpoint; their content is dropped."""
-
-    def __new__(cls, *_):
-        return super().__new__(cls)
-
-    def __setstate__(self, state):
-        pass
-
-
-# timm's saver keeps the command line; the authors' learning rates, from np.interp, are NumPy numbers (module names
-# before and since NumPy 2).
-_IGNORED_GLOBALS = [
-    (_Ignored, name)
-    for name in (
-        "argparse.Namespace",
-        "numpy.dtype",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-    )
-]
-_process_wide_settings = threading.Lock()  # torch's list of globals and the warning filters are not a thread's own
-
-
-def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
+def _read_pickle(path: Path, *, zipped: bool) -> dict[str, np.ndarray]:
     try:
-        with _process_wide_settings, torch.serialization.safe_globals(_IGNORED_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about other pickle protocols and sparse tensors: they end as errors below
-            with open(path, "rb") as file:
-                check_pickles(file)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except PickleError as error:
-        raise CheckpointError(str(error)) from error
-    except Exception as error:  # a damaged pickle can trip torch into nearly any exception
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden:
-            raise CheckpointError(
-                f"is refused, it could run code ({forbidden[1]!r:.80}); save a state_dict alone"
-            ) from error
-        raise CheckpointError(f"is truncated, damaged or no checkpoint: {error_summary(error)}") from error
-    tensors = _find_state_dict(content)
-    for name, tensor in tensors.items():
-        if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
-            raise CheckpointError(f"holds no state_dict: {name!r:.80} is of type {type(tensor).__name__}, not a tensor")
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
-            raise CheckpointError(f"tensor {name!r:.80} is not a plain array")
-        if tensor.is_complex():
-            raise CheckpointError(f"tensor {name!r:.80} holds complex numbers")
-    # A stride of zero lets a tiny file claim a huge tensor, which the conversion to float32 would then really make.
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > os.path.getsize(path):
-        raise CheckpointError("claims more values than the file has room for")
-    return tensors
+        from .pickles import read_pickle
+    except ImportError as error:
+        raise CheckpointError(
+            "is a pickle, which PyTorch reads, and PyTorch is not installed: pip install torch, or give a .safetensors"
+        ) from error
+    return read_pickle(path, zipped=zipped)
 
 
-def _find_state_dict(content: object) -> dict:
-    if isinstance(content, dict):
-        nested = (content.get(key) for key in STATE_DICT_KEYS)
-        content = next((value for value in nested if isinstance(value, dict)), content)
-    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
-        raise CheckpointError("holds no state_dict; it must be a dictionary of tensors")
-    return content
-
-
-def _with_timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_timm_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     tensors = {WRAPPER_PREFIXES.sub("", name, count=1): tensor for name, tensor in tensors.items()}
     if "0.weight" in tensors:
         numbers = [int(match[1]) for name in tensors if (match := NUMBERED_NAME.fullmatch(name))]
         tensors = {_timm_name(name, head=max(numbers)): tensor for name, tensor in tensors.items()}
     for name in [name for name in tensors if name.endswith(".running_mean")]:
         # Missing in files from before PyTorch 0.4.1; inference does not use it.
-        tensors.setdefault(name.removesuffix("running_mean") + "num_batches_tracked", torch.tensor(0))
+        tensors.setdefault(name.removesuffix("running_mean") + "num_batches_tracked", np.zeros((), np.int64))
     return tensors
 
 

@@ -4,18 +4,14 @@ After the figures of patch embeddings and depthwise kernels in Trockman and Kolt
 https://arxiv.org/abs/2201.09792. The filters are those of the weights alone, in the order of the channels.
 
 A stage is a place in the network where features can be looked at: stage 0 is the stem, stage i the output of block
-i - 1; a network of ``depth`` blocks has the stages 0 to ``depth``. Networks are expected in evaluation mode.
+i - 1; a network of ``depth`` blocks has the stages 0 to ``depth``.
 """
 
 import math
 from itertools import permutations
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-
-from .model import ConvMixer
 
 SHEET_WIDTH = 1050  # pixels that a sheet's width comes as close to as whole scales allow ...
 WIDEST_TILE = 256  # ... without a tile larger than this
@@ -63,44 +59,45 @@ def contact_sheet(
     return Image.fromarray(np.ascontiguousarray(sheet[: len(sheet) - gap, : sheet.shape[1] - gap]))
 
 
-def patch_filters(network: ConvMixer, **layout) -> Image.Image:
-    """The stem's filters, (dim, 3, p, p), in colour: what each channel looks for in a patch.
+def patch_filters(weight: np.ndarray, **layout) -> Image.Image:
+    """The stem's filters, (dim, in_chans, p, p), in colour: what each channel looks for in a patch.
 
-    Each tile runs from its own least weight to its own greatest, over its three channels together. Filters for other
-    than three channels are grey: their mean over the channels. layout: as in `contact_sheet`.
+    Each tile runs from its own least weight to its own greatest, over its channels together. Filters for other than
+    three channels are grey: their mean over the channels. layout: as in `contact_sheet`.
     """
-    weight = _array(network.stem[0].weight)
+    weight = weight.astype(np.float64)  # in which no span or square of float32 values overflows
     tiles = weight.transpose(0, 2, 3, 1) if weight.shape[1] == 3 else weight.mean(1)
     return contact_sheet(_min_max(tiles), **layout)
 
 
-def depthwise_filters(network: ConvMixer, block: int, **layout) -> Image.Image:
-    """The depthwise filters, (dim, 1, k, k), of block 0 to depth - 1: how each channel is mixed in space.
+def depthwise_filters(weight: np.ndarray, **layout) -> Image.Image:
+    """The depthwise filters, (dim, 1, k, k), of one block: how each channel is mixed in space.
 
     Positive weights are orange, negative ones blue and zero is pale grey; each tile is relative to its own largest
     absolute weight. Unlike grey from minimum to maximum, this shows what a filter adds, subtracts and leaves out.
-    layout: as in `contact_sheet`. Raises ValueError where there is no such block.
+    layout: as in `contact_sheet`.
     """
-    _check("block", block, len(network.blocks) - 1)
-    weight = _array(network.blocks[block][0].fn[0].weight)[:, 0]
+    weight = weight[:, 0].astype(np.float64)
     largest = abs(weight).max((1, 2), keepdims=True)
     relative = (weight / np.where(largest > 0, largest, 1))[..., None]
     tiles = ZERO + abs(relative) * (np.where(relative > 0, POSITIVE, NEGATIVE) - ZERO)
     return contact_sheet(np.uint8(np.rint(tiles)), **layout)
 
 
-@torch.inference_mode()
-def feature_maps(network: ConvMixer, x: Tensor, scale: int | None = None) -> list[Image.Image]:
+def feature_maps(features: np.ndarray, scale: int | None = None) -> list[Image.Image]:
     """How one picture changes on its way through the network: an RGB image for each stage, the stem first.
 
-    x: the prepared picture, (in_chans, H, W). A position's red, green and blue are the first three principal components
-    of the stage's features over the positions, each from its minimum to its maximum within 2.5 standard deviations. In
-    the stem the first is red, and each is bright where it is strongest; from then on, order and signs are those that
-    correlate most with the stage before. scale: pixels a position, by default up to WIDEST_TILE for the longer side.
+    features: (depth + 1, dim, h, w), as `Classifier.features` gives them. scale: pixels a position, by default up to
+    WIDEST_TILE for the longer side.
+
+    A position's red, green and blue are the first three principal components of the stage's features over the
+    positions, each from its minimum to its maximum within 2.5 standard deviations. In the stem the first is red, and
+    each is bright where it is strongest; from then on, order and signs are those that correlate most with the stage
+    before.
     """
     images, maps = [], None
-    for features in network.forward_intermediates(_batch(network, x)):
-        before, maps = maps, _principal_maps(_array(features[0]))
+    for stage in features:
+        before, maps = maps, _principal_maps(stage.astype(np.float64))
         if before is not None:
             maps = _aligned(maps, before)
         spread = 2.5 * maps.std((1, 2), keepdims=True)
@@ -110,34 +107,17 @@ def feature_maps(network: ConvMixer, x: Tensor, scale: int | None = None) -> lis
     return images
 
 
-@torch.inference_mode()
-def strongest_channels(network: ConvMixer, x: Tensor, stage: int, count: int = 16, **layout) -> Image.Image:
-    """The ``count`` channels of a stage that vary most over one picture, strongest first; all where there are fewer.
+def strongest_channels(features: np.ndarray, count: int = 16, **layout) -> Image.Image:
+    """The ``count`` channels of one stage that vary most over one picture, strongest first; all where there are fewer.
 
-    x: the prepared picture, (in_chans, H, W). The tiles are grey, each from its least value to its greatest.
-    layout: as in `contact_sheet`. Raises ValueError where there is no such stage, and for a count below 1.
+    features: (dim, h, w). The tiles are grey, each from its least value to its greatest. layout: as in `contact_sheet`.
+    Raises ValueError for a count below 1.
     """
-    _check("stage", stage, len(network.blocks))
     if count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
-    features = _array(network.blocks[:stage](network.stem(_batch(network, x)))[0])
+    features = features.astype(np.float64)
     order = np.argsort(-features.var((1, 2)), kind="stable")[:count]  # stable: the same order of equals everywhere
     return contact_sheet(_min_max(features[order]), **layout)
-
-
-def _batch(network: ConvMixer, x: Tensor) -> Tensor:
-    """A batch of one picture, where the network is."""
-    return x[None].to(network.head.weight.device)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    """float64, in which no span or square of float32 values overflows."""
-    return tensor.detach().cpu().double().numpy()
-
-
-def _check(name: str, value: int, last: int) -> None:
-    if not 0 <= value <= last:
-        raise ValueError(f"{name} is {value}; this network has 0 to {last}")
 
 
 def _columns(count: int, height: int, width: int) -> int:

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from safetensors.torch import save
-from torch import Tensor
+import numpy as np
+from safetensors.numpy import save
 
 from .config import ConvMixerConfig
 from .preprocessing import CIFAR10, IMAGENET, Preprocessing
@@ -32,13 +32,13 @@ FORMAT_VERSION = 1
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar")
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: comparing tensors does not give one truth value
+@dataclass(frozen=True, eq=False)  # eq=False: comparing arrays does not give one truth value
 class Checkpoint:
     """A network and how to use it. Raises CheckpointError when the fields do not belong together."""
 
     name: str  # shown with every answer, such as "convmixer_256_8_cifar10"
     config: ConvMixerConfig
-    state_dict: dict[str, Tensor]  # under timm's names, on the CPU, float32 (batch counters int64)
+    state_dict: dict[str, np.ndarray]  # under timm's names, float32 (batch counters int64)
     labels: tuple[str, ...]  # one for each class, in index order
     preprocessing: Preprocessing
     training: dict  # JSON values: recipe, data, epochs, seed, commit; {} if unknown
@@ -56,7 +56,8 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` as model.safetensors; its tensors may be on any device and of any real number type.
+    """Write ``checkpoint`` as model.safetensors; its state_dict may also hold PyTorch's tensors, on any device
+    and of any real number type.
 
     Raises CheckpointError for what load_checkpoint would refuse, such as weights that are NaN, and OSError when the
     file cannot be written. A file that was at ``path`` is then still there, unchanged.
@@ -72,7 +73,6 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     }
     try:
         tensors = checked_tensors(checkpoint.state_dict, checkpoint.config)
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # save refuses tensors that share memory
         content = save(tensors, metadata={METADATA_KEY: json.dumps(description)})
     except (CheckpointError, TypeError) as error:  # TypeError: a value that JSON does not know
         raise CheckpointError(f"{path}: not written; {error}") from error
@@ -170,7 +170,7 @@ def _parse(metadata: str) -> Checkpoint:
         raise CheckpointError(f"has damaged metadata: {error_summary(error)}") from error
 
 
-def _guess(path: Path, tensors: dict[str, Tensor]) -> Checkpoint:
+def _guess(path: Path, tensors: dict[str, np.ndarray]) -> Checkpoint:
     """The most likely description of a file that holds nothing but tensors, as load_checkpoint documents."""
     config = infer_config(tensors)
     suffix = next((suffix for suffix in CHECKPOINT_SUFFIXES if path.name.endswith(suffix)), "")

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             while True:
                 time.sleep(3600)
     except ImportError as error:
-        problem = f"{error}; install what is missing with: pip install -r requirements-demo.txt"
+        problem = f"{error}; install what is missing with: pip install -r requirements/demo.txt"
     except (ValueError, RuntimeError, OSError) as error:
         problem = " ".join(str(error).split())
     print(f"{PROGRAM}: {problem}", file=sys.stderr)

@@ -29,7 +29,9 @@ def patches(classifier: Classifier) -> str:
         f"The first layer cuts the picture into patches of {side} × {side} pixels and compares each with these {dim:,} "
         "filters."
     )
-    return render.sheet(sheets.patch_filters(classifier.network), f"{dim:,} patch-embedding filters", caption)
+    return render.sheet(
+        sheets.patch_filters(classifier.weights["stem.0.weight"]), f"{dim:,} patch-embedding filters", caption
+    )
 
 
 def depthwise(classifier: Classifier, block: int) -> str:
@@ -39,19 +41,20 @@ def depthwise(classifier: Classifier, block: int) -> str:
         "found across the picture: orange adds, blue takes away."
     )
     alt = f"{dim:,} depthwise filters of block {block}"
-    return render.sheet(sheets.depthwise_filters(classifier.network, block - 1), alt, caption)
+    filters = classifier.weights[f"blocks.{block - 1}.0.fn.0.weight"]
+    return render.sheet(sheets.depthwise_filters(filters), alt, caption)
 
 
 def blocks(classifier: Classifier, source, block: int) -> str:
     """The picture's features after the first layer and each block, and the strongest channels of one block."""
-    x = classifier.prepare(source)
+    features = classifier.features(source)
     names = ["patches", *(f"block {number}" for number in range(1, classifier.config.depth + 1))]
     maps = render.row_of_pictures(
-        sheets.feature_maps(classifier.network, x),
+        sheets.feature_maps(features),
         names,
         "Where two places have the same colour, the network has found the same there. "
         "(Red, green and blue are the first three principal components of the features.)",
     )
-    strongest = sheets.strongest_channels(classifier.network, x, block, columns=8)
+    strongest = sheets.strongest_channels(features[block], columns=8)
     alt = f"The 16 strongest channels after block {block}"
     return maps + render.sheet(strongest, alt, f"The 16 channels that vary most over your picture after block {block}.")

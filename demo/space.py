@@ -52,11 +52,9 @@ def files() -> dict[str, Path]:
 
 
 def requirements() -> str:
-    """requirements-demo.txt, with requirements.txt in its place."""
-    lines = (ROOT / "requirements-demo.txt").read_text().splitlines()
-    base = (ROOT / "requirements.txt").read_text().splitlines()
-    pins = [line for line in base + lines if line and line[0] not in "#-"]
-    return "\n".join(pins) + "\n"
+    """The demo's and the core's pins as one file."""
+    lines = [line for name in ("core", "demo") for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines()]
+    return "\n".join(line for line in lines if line[0] not in "#-") + "\n"
 
 
 class Parser(argparse.ArgumentParser):

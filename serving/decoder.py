@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from .decoding import HELLO, MAX_MESSAGE, MESSAGE, PIXELS, REPLY, REQUEST, answer, task_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
-    from torch import Tensor
 
     from convmixer.preprocessing import Preprocessing
 
@@ -72,7 +72,7 @@ class Decoder:
         """End the processes; a picture that is being decoded comes first if it takes less than CLOSE_SECONDS."""
         self._finalizer()
 
-    def prepare(self, picture: bytes, preprocessing: "Preprocessing") -> "Tensor":
+    def prepare(self, picture: bytes, preprocessing: "Preprocessing") -> "np.ndarray":
         """What Classifier.prepare makes of an encoded picture, bit for bit: normalised float32 (3, size, size).
 
         Raises ImageError, whose message is one line for whoever sent the picture.

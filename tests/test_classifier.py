@@ -1,11 +1,14 @@
 """The classifier and its class activation maps."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from convmixer import CheckpointError, Classifier, ImageError, ModelError
+from convmixer import CheckpointError, Classifier, ImageError, ModelError, torch_engine
 from convmixer import classifier as classifier_module
 from convmixer.explain import HeatMap
 from convmixer.preprocessing import preprocess
@@ -18,7 +21,8 @@ def classifier(random_checkpoint):
 
 def test_scores_are_the_softmax_of_the_networks_logits(classifier, picture):
     with torch.inference_mode():
-        logits = classifier.network(preprocess(picture(), classifier.preprocessing)[None])
+        prepared = torch.from_numpy(preprocess(picture(), classifier.preprocessing))
+        logits = classifier.network(prepared[None])
     predictions = classifier.classify(picture(), top_k=10)
     expected = torch.tensor([np.exp(v) for v in logits[0].double().tolist()], dtype=torch.float64)
     expected /= expected.sum()
@@ -40,25 +44,63 @@ def test_an_impossible_top_k_is_named(classifier, picture, top_k):
         classifier.classify(picture(), top_k)
 
 
-@pytest.mark.parametrize("has_engine", [True, False])
-def test_many_pictures_give_what_each_gives_alone(classifier, picture, monkeypatch, has_engine):
-    sizes = []
-    if has_engine:
-        engine = classifier.engine or pytest.skip("the CPU kernel cannot be compiled here")
-        monkeypatch.setattr(classifier_module, "SLICE", 3)
-        classifier.engine = lambda batch: sizes.append(len(batch)) or engine(batch)
-    else:
-        classifier.engine = None
-        monkeypatch.setattr(classifier_module, "CPU_SLICE_BYTES", 3 * 4 * 16 * 16 * 16)  # three pictures of 16 channels
-        classifier.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+def test_many_pictures_give_what_each_gives_alone(classifier, picture, monkeypatch):
+    sizes, run = [], classifier.engine.run
+    monkeypatch.setattr(classifier_module, "SLICE", 3)
+    monkeypatch.setattr(classifier.engine, "run", lambda batch: sizes.append(len(batch)) or run(batch))
     pictures = [picture(40 + i, 50 - i, seed=i) for i in range(8)]
     together = classifier.logits(iter(pictures))
     assert sizes == [3, 3, 2]
-    assert together.shape == (8, 10)
-    alone = torch.cat([classifier.logits([p]) for p in pictures])
-    assert torch.allclose(together, alone, atol=1e-5)
-    assert together.std(dim=0).min() > 1e-3  # the pictures do differ
+    assert together.shape == (8, 10) and together.dtype == np.float32
+    alone = np.concatenate([classifier.logits([p]) for p in pictures])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert together.std(axis=0).min() > 1e-3  # the pictures do differ
     assert [p[0].index for p in classifier.classify_many(pictures)] == alone.argmax(1).tolist()
+
+
+def test_pytorch_on_a_cpu_runs_as_many_at_once_as_its_cache_holds(random_checkpoint, picture, monkeypatch):
+    sizes, classifier = [], Classifier(random_checkpoint(), device="cpu", engine="torch")
+    monkeypatch.setattr(torch_engine, "CPU_SLICE_BYTES", 3 * 4 * 16 * 16 * 16)  # three pictures of 16 channels
+    classifier.network.stem.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    x = np.stack([classifier.prepare(picture(seed=seed)) for seed in range(8)])
+    together, features = classifier.engine.run(x, stages=1)
+    assert sizes == [3, 3, 2]
+    with torch.inference_mode():
+        assert np.allclose(together, classifier.network(torch.from_numpy(x)), atol=1e-5)
+        assert np.allclose(features[0], classifier.network.forward_features(torch.from_numpy(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 750, 1125), np.float32),
+        torch.zeros(3, 750, 1125),
+        np.zeros((32, 32, 3), np.uint8),
+        np.zeros((3, 32, 32)),
+        np.zeros((1, 3, 32, 32), np.float32),
+    ],
+)
+def test_an_array_that_is_no_prepared_picture_is_refused(classifier, array):
+    with pytest.raises(ImageError, match=r"is a prepared picture, float32 \(3, 32, 32\); this one is"):
+        classifier.classify(array)
+
+
+def test_the_weights_are_held_once(random_checkpoint):
+    """What the kernel laid out anew is let go of; PyTorch takes over what was read."""
+    torch_classifier = Classifier(random_checkpoint(), device="cpu", engine="torch")
+    tensor = torch_classifier.network.blocks[1][1].weight
+    assert tensor.data_ptr() == torch_classifier.weights["blocks.1.1.weight"].ctypes.data
+    path = random_checkpoint(dim=64, name="other")
+    classifier = Classifier(path, device="cpu", engine="kernel")
+    assert kilobytes_of(path) == 0
+    classifier.weights["blocks.1.1.weight"].sum()
+    assert kilobytes_of(path) > 0  # read from the file again
+
+
+def kilobytes_of(path) -> int:
+    """Of a file, mapped into this process and read."""
+    *_, mapping = Path("/proc/self/smaps").read_text().split(f" {path}\n")
+    return int(re.search(r"^Rss: *([0-9]+) kB", mapping, re.MULTILINE)[1])
 
 
 def test_no_pictures_give_no_answers(classifier):
@@ -70,7 +112,9 @@ def test_every_kind_of_source_gives_the_same_answer(classifier, picture, tmp_pat
     path = tmp_path / "picture.png"
     picture().save(path)
     expected = classifier.classify(picture())
-    for source in (path, str(path), path.read_bytes(), path.open("rb"), Image.open(path), classifier.prepare(path)):
+    prepared = classifier.prepare(path)
+    pictures = [path, str(path), path.read_bytes(), path.open("rb"), Image.open(path)]
+    for source in (*pictures, prepared, torch.from_numpy(prepared)):
         assert classifier.classify(source) == expected
 
 
@@ -86,7 +130,7 @@ def test_the_mean_of_the_activation_map_is_the_logit(classifier, picture):
     for index in range(10):
         heatmap = classifier.heatmap(picture(), index)
         assert heatmap.values.shape == (16, 16)
-        assert heatmap.values.mean(dtype=np.float64) == pytest.approx(logits[index].item(), abs=1e-5)
+        assert heatmap.values.mean(dtype=np.float64) == pytest.approx(logits[index], abs=1e-5)
         assert (heatmap.index, heatmap.label) == (index, f"label {index}")
 
 

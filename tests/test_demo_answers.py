@@ -161,8 +161,8 @@ def test_look_inside_shows_the_networks_own_filters(answers):
     from convmixer import sheets
 
     for view, expected in (
-        (inside.PATCHES, sheets.patch_filters(classifier.network)),
-        (inside.DEPTHWISE, sheets.depthwise_filters(classifier.network, 2)),
+        (inside.PATCHES, sheets.patch_filters(classifier.weights["stem.0.weight"])),
+        (inside.DEPTHWISE, sheets.depthwise_filters(classifier.weights["blocks.2.0.fn.0.weight"])),
     ):
         (picture,) = Page(inside.look(answers, Picture("noise"), "auto", [], view, 3)).all("img")
         assert np.array_equal(np.asarray(decoded(picture["src"])), np.asarray(expected))

@@ -108,8 +108,8 @@ def test_the_maps_of_the_best_classes_come_from_one_pass(random_checkpoint, pict
     logits = classifier.logits([wide])[0]
     single = [classifier.heatmap(wide, index) for index in range(10)]
     passes, loads = [], []
-    run = classifier._run_with_features
-    monkeypatch.setattr(classifier, "_run_with_features", lambda batch: passes.append(1) or run(batch))
+    run = classifier.engine.run
+    monkeypatch.setattr(classifier.engine, "run", lambda *a, **k: passes.append(1) or run(*a, **k))
     load = classifier_module.load_image
     monkeypatch.setattr(classifier_module, "load_image", lambda *a, **k: loads.append(1) or load(*a, **k))
     predictions, heatmaps = classifier.classify_with_heatmaps(wide, top_k=4)

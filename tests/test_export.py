@@ -92,7 +92,7 @@ def test_the_shipped_model_answers_as_the_classifier_does(export, tmp_path, pict
     labels, preprocessing = (json.loads(metadata[key]) for key in ("labels", "preprocessing"))
     assert metadata["name"] == SHIPPED
     for image in (draw_sample(), picture(60, 45)):
-        prepared = preprocess(image, Preprocessing.from_dict(preprocessing))[None].numpy()
+        prepared = preprocess(image, Preprocessing.from_dict(preprocessing))[None]
         scores = torch.from_numpy(session.run(["logits"], {"image": prepared})[0]).softmax(dim=1)[0]
         predictions = classifier.classify(image)
         assert [labels[i] for i in scores.argsort(descending=True)[:5]] == [p.label for p in predictions]

@@ -77,7 +77,7 @@ def test_on_the_cpu_a_block_is_measured_and_nothing_compiled():
     ],
 )
 def test_what_is_asked_for_wins(asked, compile, chosen, monkeypatch):
-    monkeypatch.setattr(layout, "find_machine", lambda device: H200)
+    monkeypatch.setattr(layout, "look", lambda device, kernel_size: H200)
     recipe = dataclasses.replace(RECIPES["imagenet_1536_20"], memory_format=asked)
     assert choose_layout(recipe, "bf16", torch.device("cuda"), compile) == chosen
 

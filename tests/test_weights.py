@@ -139,7 +139,7 @@ def test_what_is_saved_is_loaded(ours, network):
     for field in ("name", "config", "labels", "preprocessing", "training", "accuracy"):
         assert getattr(loaded, field) == getattr(saved, field)
     assert loaded.state_dict.keys() == saved.state_dict.keys()
-    assert all(torch.equal(loaded.state_dict[name], tensor) for name, tensor in saved.state_dict.items())
+    assert all(np.array_equal(loaded.state_dict[name], tensor) for name, tensor in saved.state_dict.items())
     assert_same_logits(loaded, network)
 
 
@@ -175,10 +175,10 @@ def test_loaded_tensors_are_mapped_from_the_file(ours):
     checkpoint = load_checkpoint(ours)
     assert str(ours) in Path("/proc/self/maps").read_text()
     replacement = {name: tensor * 2 for name, tensor in checkpoint.state_dict.items()}
-    before = checkpoint.state_dict["head.weight"].clone()
+    before = checkpoint.state_dict["head.weight"].copy()
     save_checkpoint(ours, replace(checkpoint, state_dict=replacement))  # over the file that it came from
-    assert torch.equal(checkpoint.state_dict["head.weight"], before)
-    assert torch.equal(load_checkpoint(ours).state_dict["head.weight"], before * 2)
+    assert np.array_equal(checkpoint.state_dict["head.weight"], before)
+    assert np.array_equal(load_checkpoint(ours).state_dict["head.weight"], before * 2)
 
 
 def test_tensors_of_any_layout_and_real_type_are_saved_as_float32(network, tmp_path):
@@ -189,8 +189,8 @@ def test_tensors_of_any_layout_and_real_type_are_saved_as_float32(network, tmp_p
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, checkpoint_of(network, state_dict=tensors))
     loaded = load_checkpoint(path).state_dict
-    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in tensors.items())
-    assert loaded["head.weight"].dtype == torch.float32 and loaded["stem.2.num_batches_tracked"].dtype == torch.int64
+    assert all(np.array_equal(loaded[name], tensor.detach().float()) for name, tensor in tensors.items())
+    assert loaded["head.weight"].dtype == np.float32 and loaded["stem.2.num_batches_tracked"].dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_half_precision_becomes_float32_and_missing_counters_zero(tmp_path, netw
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         safetensors.torch.save_file({k: v.to(dtype) for k, v in tensors.items()}, tmp_path / "half.safetensors")
         loaded = load_checkpoint(tmp_path / "half.safetensors").state_dict
-        assert all(torch.equal(loaded[name], tensor.to(dtype).float()) for name, tensor in tensors.items())
+        assert all(np.array_equal(loaded[name], tensor.to(dtype).float()) for name, tensor in tensors.items())
         assert loaded["blocks.2.3.num_batches_tracked"] == 0
         model.build(CONFIG, loaded)
 
@@ -492,7 +492,7 @@ def test_large_finite_weights_are_not_taken_for_infinite(tmp_path, network):
     """Their sum overflows; they do not."""
     tensors = network.state_dict() | {"head.bias": torch.full((4,), 3e38)}
     save_zipped(tensors, tmp_path / "a.pth")
-    assert load_checkpoint(tmp_path / "a.pth").state_dict["head.bias"].eq(3e38).all()
+    assert load_checkpoint(tmp_path / "a.pth").state_dict["head.bias"].tolist() == [np.float32(3e38)] * 4
 
 
 @pytest.mark.parametrize(

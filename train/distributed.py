@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from convmixer.classifier import choose_device
+from convmixer.engine import find_device
 from train.watch import end_workers
 
 
@@ -79,16 +79,16 @@ def join(device: str | None) -> Iterator[World]:
     """This process's place in the run that torchrun started; one process alone without torchrun.
 
     Each process of a machine takes the GPU of its local rank; on the CPU they talk through gloo. Raises DeviceError of
-    `choose_device`.
+    `find_device`.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or "RANK" not in os.environ:
-        yield World(choose_device(device))
+        yield World(torch.device(find_device(device)))
         return
     local = int(os.environ["LOCAL_RANK"])
     if device is None and torch.cuda.is_available() and torch.cuda.device_count() > local:
         device = f"cuda:{local}"
-    chosen = choose_device(device if device != "cuda" else f"cuda:{local}")
+    chosen = torch.device(find_device(device if device != "cuda" else f"cuda:{local}"))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     store, rank, size = next(dist.rendezvous("env://"))

@@ -69,14 +69,14 @@ class Mirrored(nn.Module):
 
 
 class Answering(nn.Module):
-    """The logits that a classifier answers with; its network says where they are wanted."""
+    """The logits that a classifier answers with, as a module; its parameter says where they are wanted."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
-        self.classifier, self.network = classifier, classifier.network
+        self.classifier, self.here = classifier, nn.Parameter(torch.empty(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier.logits(x).to(x.device)
+        return torch.from_numpy(self.classifier.logits(x)).to(x.device)
 
 
 def match_classes(names: tuple[str, ...], labels: tuple[str, ...]) -> tuple[list[int], str]:
@@ -119,7 +119,7 @@ def cifar_batches(images: LabelledImages, indices: list[int], classifier: Classi
     size = classifier.preprocessing.size
     if size != images.images.shape[1]:
         raise DataError(f"{classifier.name} takes pictures of {size} pixels; CIFAR's have 32")
-    index_of, world = torch.tensor(indices), World(classifier.device)
+    index_of, world = torch.tensor(indices), World(torch.device(classifier.device))
     for prepared, labels in memory_batches(images, classifier.preprocessing, world, batch_size):
         yield prepared, index_of[labels]
 
@@ -171,9 +171,10 @@ def measure(options: Evaluation) -> dict:
         batches = cifar_batches(data, indices, classifier, options.batch_size)
     else:
         batches = source_batches(data, indices, classifier, options, broken)
-    network = Answering(classifier) if classifier.engine and options.amp == "off" else classifier.network
+    is_plain = classifier.engine.name == "torch" or options.amp != "off"
+    network = classifier.network if is_plain else Answering(classifier)
     network = Mirrored(network) if options.flip else network
-    amp = choose_amp(options.amp, classifier.device)
+    amp = choose_amp(options.amp, torch.device(classifier.device))
     start = time.perf_counter()
     counts = evaluate(network, with_progress(batches, len(data)), len(classifier.labels), amp)
     seconds = time.perf_counter() - start

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from convmixer.engine import Machine, gpu_kernels_run, layout_for
-from convmixer.gpu.ops import find_machine
+from convmixer.engine import Machine, gpu_kernels_run, layout_for, look
 from train.distributed import World, use_sync_norm
 from train.loop import autocast
 from train.recipe import Recipe
@@ -40,7 +39,7 @@ class Layout:
 
 
 def known_layout(machine: Machine, kernel_size: int) -> Layout | None:
-    """What was measured to be fast on such a GPU; None elsewhere."""
+    """What was measured to be fast on an H200, or is known of such a GPU; None elsewhere."""
     if machine.device != "cuda":
         return None
     if not gpu_kernels_run(machine, kernel_size):
@@ -50,7 +49,8 @@ def known_layout(machine: Machine, kernel_size: int) -> Layout | None:
 
 def choose_layout(recipe: Recipe, amp: str, device: torch.device, compile: Compile = "auto") -> Layout:
     """What the recipe's memory format and ``compile`` ask for. "auto" is what is known, or what a block measures."""
-    known, asked = known_layout(find_machine(device), recipe.model.kernel_size), recipe.memory_format
+    kernel_size, asked = recipe.model.kernel_size, recipe.memory_format
+    known = known_layout(look(str(device), kernel_size), kernel_size) if device.type == "cuda" else None
     if asked != "auto":
         memory_format = asked
     elif known:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from convmixer import zoo
+from convmixer.model import to_arrays, to_tensors
 from convmixer.weights import Checkpoint, save_checkpoint, write_atomically
 from train.batches import Data, open_data
 from train.card import model_card
@@ -87,7 +88,7 @@ def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) ->
     if dataclasses.replace(start.config, num_classes=recipe.model.num_classes) != recipe.model:
         raise TrainingError(f"{recipe.weights} is a {start.config}; leave the fields of --model as they are")
     kept = [name for name in start.state_dict if start.labels == labels or not name.startswith("head.")]
-    state.network.load_state_dict({name: start.state_dict[name] for name in kept}, strict=False)
+    state.network.load_state_dict(to_tensors({name: start.state_dict[name] for name in kept}), strict=False)
     if state.ema is not None:
         state.ema.module.load_state_dict(state.network.state_dict())
 
@@ -247,7 +248,7 @@ class Session:
         return Checkpoint(
             name=f"convmixer_{config.dim}_{config.depth}_{self.data.short_name}",
             config=config,
-            state_dict={name: t.detach().cpu().contiguous() for name, t in state.exported.state_dict().items()},
+            state_dict=to_arrays(state.exported),
             labels=self.data.labels,
             preprocessing=recipe.preprocessing,
             training={

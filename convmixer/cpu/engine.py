@@ -1,134 +1,151 @@
-"""The network on a CPU, through kernel.cpp: the fastest way there is here to run it."""
+"""The network on a CPU through kernel.cpp: the fastest way there is here to run it."""
 
 import ctypes
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from ..model import ConvMixer
-from .kernel import PRECISIONS, KernelError, Network, Stage, load
+from ..config import ConvMixerConfig
+from ..engine import check_pictures
+from .kernel import Network, Stage, load
+from .threads import usable_cpus
 
 COLUMNS = 2  # vectors of output channels that the kernel computes together
+EPSILON = 1e-5  # of batch norm
 INT8_MAX = 127
+ALIGNMENT = 64  # bytes
+
+Weights = Mapping[str, np.ndarray]
 
 
-class Engine:
-    """A trained ConvMixer with its weights laid out for the kernel.
+class KernelEngine:
+    """A trained ConvMixer with its weights laid out for the kernel. It keeps `convmixer.engine.Engine`.
 
-    network: on the CPU, float32. Its weights are copied; later changes to them are not seen.
-    precision: "float32": the logits differ from those of ``network`` by 2e-5 of the largest one at most. "bfloat16" and
-        "int8": what the 1x1 convolutions multiply, faster and less exact; int8 finds a scale for each pixel and each
-        output channel.
+    weights: float32, under timm's names. They are copied; later changes to them are not seen.
+    precision: "float32": the logits differ from those of PyTorch's operators by 2e-5 of the largest one at most.
+        "bfloat16" and "int8": what the 1x1 convolutions multiply, faster and less exact; int8 finds a scale for each
+        pixel and each output channel.
 
-    Raises KernelError where there is no kernel for this machine, precision, or network. Threads may share an engine.
+    Raises KernelError where there is no kernel for this machine, precision, or config. ``threads`` may be changed.
     """
 
-    def __init__(self, network: ConvMixer, precision: str = "float32"):
-        config = network.config
+    name = "kernel"
+
+    def __init__(self, config: ConvMixerConfig, weights: Weights, precision: str = "float32"):
+        self.config, self.precision, self.threads = config, precision, usable_cpus()
         self._library = load(config.kernel_size, precision)
-        self._head, self._dim = network.head, config.dim
-        self._in_chans, self._patch = config.in_chans, config.patch_size
-        self._tensors: list[Tensor] = []  # what the kernel's pointers point to
-        self._spare: list[Tensor] = []  # memory of earlier calls: fresh memory costs more than the arithmetic in it
-        lanes = self._library.convmixer_lanes()
-        blocks = -(-config.dim // (lanes * COLUMNS)) * COLUMNS
-        pack = _Packer(lanes, blocks, self._tensors)
-
-        depthwise, pointwise = (Stage * config.depth)(), (Stage * config.depth)()
-        with torch.no_grad():
-            patches = network.stem[0].weight.flatten(1)
-            stem = pack.stage(network.stem, pack.columns(patches, -(-patches.shape[1] // lanes), "float32"))
-            for index, block in enumerate(network.blocks):
-                mixing, convolution = block[0].fn, block[1]
-                depthwise[index] = pack.stage(mixing, pack.taps(mixing[0].weight))
-                pointwise[index] = pack.stage(block[1:], pack.columns(convolution.weight.flatten(1), blocks, precision))
-        relu = int(config.activation == "relu")
-        self._network = Network(
-            config.in_chans, config.patch_size, config.dim, blocks, config.depth, relu, stem, depthwise, pointwise
+        self._arrays = pack(config, weights, self._library.convmixer_lanes(), precision)
+        self._head = np.array(weights["head.weight"].T), np.array(weights["head.bias"])
+        self._spare: list[np.ndarray] = []  # memory of earlier calls: fresh memory costs more than the arithmetic in it
+        stem, *stages = (
+            Stage(**{name: array.ctypes.data for name, array in arrays.items()}) for arrays in self._arrays
         )
+        sizes = config.in_chans, config.patch_size, config.dim, len(self._arrays[0]["bias"]) // self._library.convmixer_lanes(), config.depth
+        halves = [(Stage * config.depth)(*stages[half::2]) for half in (0, 1)]
+        self._network = Network(*sizes, int(config.activation == "relu"), stem, *halves)
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Logits (N, classes), float32, of pictures (N, in_chans, H, W), as `ConvMixer` takes them."""
-        return self._head(self._run(pictures, None))
-
-    def with_features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the last feature map (N, dim, H / patch_size, W / patch_size)."""
-        features = torch.empty(len(pictures), self._dim, *(side // self._patch for side in pictures.shape[2:]))
-        return self._head(self._run(pictures, features)), features
-
-    def _run(self, pictures: Tensor, features: Tensor | None) -> Tensor:
-        if pictures.ndim != 4 or pictures.shape[1] != self._in_chans or min(pictures.shape[2:]) < self._patch:
-            wanted = f"(N, {self._in_chans}, H, W) with sides of at least {self._patch}"
-            raise ValueError(f"the pictures have the shape {tuple(pictures.shape)}; it must be {wanted}")
-        pictures = pictures.detach().to("cpu", torch.float32).contiguous()
-        count, _, height, width = pictures.shape
-        network, threads = ctypes.byref(self._network), torch.get_num_threads()
+    def run(self, pictures: np.ndarray, stages: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        check_pictures(pictures, self.config)
+        config, count = self.config, len(pictures)
+        if not 0 <= stages <= config.depth + 1:
+            raise ValueError(f"stages is {stages}; it must be 0 to {config.depth + 1}")
+        pictures = np.ascontiguousarray(pictures)
+        height, width = pictures.shape[2:]
+        sides = height // config.patch_size, width // config.patch_size
+        pooled = np.empty((count, config.dim), np.float32)
+        features = np.empty((stages, count, config.dim, *sides), np.float32)
+        network, threads = ctypes.byref(self._network), self.threads
         size = self._library.convmixer_memory(network, count, height, width, threads)
         try:
             memory = self._spare.pop()
         except IndexError:
-            memory = torch.empty(0, dtype=torch.uint8)
+            memory = aligned(0, np.uint8)
         if len(memory) < size:
-            memory = torch.empty(size, dtype=torch.uint8)
-        pooled = torch.empty(count, self._dim)
-        self._library.convmixer_forward(
-            network,
-            pictures.data_ptr(),
-            count,
-            height,
-            width,
-            pooled.data_ptr(),
-            None if features is None else features.data_ptr(),
-            threads,
-            memory.data_ptr(),
-        )
+            memory = aligned(size, np.uint8)
+        arrays = pictures.ctypes.data, count, height, width, pooled.ctypes.data, features.ctypes.data
+        self._library.convmixer_forward(network, *arrays, stages, threads, memory.ctypes.data)
         self._spare.append(memory)
-        return pooled
+        weight, bias = self._head
+        return pooled @ weight + bias, features
+
+    def warm_up(self, size: int, batch: int = 1) -> None:
+        self.run(np.zeros((batch, self.config.in_chans, size, size), np.float32))
 
 
-class _Packer:
-    """Lays weights out as kernel.cpp wants them. ``tensors`` keeps them alive."""
+def pack(config: ConvMixerConfig, weights: Weights, lanes: int, precision: str) -> list[dict[str, np.ndarray]]:
+    """The fields of each `Stage` of kernel.cpp: the stem's, then the depthwise and the pointwise one of each block.
 
-    def __init__(self, lanes: int, blocks: int, tensors: list[Tensor]):
-        self.lanes, self.blocks, self.tensors = lanes, blocks, tensors
+    lanes: floats in the kernel's vectors.
+    """
+    blocks = -(-config.dim // (lanes * COLUMNS)) * COLUMNS
+    channels = blocks * lanes
 
-    def stage(self, parts: nn.Sequential, weights: dict[str, Tensor]) -> Stage:
-        """A convolution with bias, an activation and a batch norm; ``weights`` are Stage's other fields."""
-        convolution, _, norm = parts
-        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-        shift = norm.bias.double() - norm.running_mean.double() * scale
-        vectors = {"bias": convolution.bias, "scale": scale, "shift": shift}
-        fields = weights | {name: self._padded(vector.float()) for name, vector in vectors.items()}
-        self.tensors.extend(fields.values())
-        return Stage(**{name: tensor.data_ptr() for name, tensor in fields.items()})
+    def stage(convolution: str, norm: str, fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A convolution with bias, an activation and a batch norm."""
+        parts = ("weight", "bias", "running_mean", "running_var")
+        weight, bias, mean, variance = (weights[f"{norm}.{part}"].astype(np.float64) for part in parts)
+        scale = weight / np.sqrt(variance + EPSILON)
+        vectors = {"bias": weights[f"{convolution}.bias"], "shift": bias - mean * scale}
+        vectors["scale"] = scale if config.activation == "relu" else scale / 2  # the kernel has twice GELU
+        return fields | {name: _padded(vector, channels) for name, vector in vectors.items()}
 
-    def taps(self, weight: Tensor) -> dict[str, Tensor]:
+    def taps(name: str) -> dict[str, np.ndarray]:
         """Depthwise weights (dim, 1, k, k) as (blocks, k * k, lanes)."""
-        taps = self._padded(weight.flatten(1)).unflatten(0, (self.blocks, self.lanes))
-        return {"weight": taps.transpose(1, 2).contiguous()}
+        weight = weights[name].reshape(config.dim, -1)
+        return {"weight": _laid(_padded(weight, channels).reshape(blocks, lanes, -1).transpose(0, 2, 1))}
 
-    def columns(self, weight: Tensor, in_blocks: int, precision: str) -> dict[str, Tensor]:
-        """Pointwise weights (out, in) as (out / columns, in / pack, columns, pack), where columns is COLUMNS * lanes.
+    def columns(name: str, in_blocks: int, precision: str) -> dict[str, np.ndarray]:
+        """Pointwise weights (out, in, ...) as (out / columns, in / pack, columns, pack), where columns is COLUMNS * lanes.
 
         The inputs are filled up with zeros to in_blocks * lanes; ``pack`` neighbouring ones share 32 bits.
         """
-        fields = {}
+        weight, fields = weights[name].reshape(config.dim, -1), {}
         if precision == "int8":
-            scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
-            weight = (weight / scale[:, None]).round()
-            fields["weight_scale"] = self._padded(scale)
-            fields["weight_sum"] = self._padded(128 * weight.sum(1)).int()
-        dtype = getattr(torch, precision)
-        pack = 4 // dtype.itemsize
-        inputs = in_blocks * self.lanes
-        padded = nn.functional.pad(self._padded(weight), (0, inputs - weight.shape[1])).to(dtype)
-        panels = padded.view(-1, COLUMNS * self.lanes, inputs // pack, pack)
-        return fields | {"weight": panels.transpose(1, 2).contiguous()}
+            scale = np.maximum(np.abs(weight).max(1), np.finfo(np.float32).tiny) / INT8_MAX
+            weight = np.rint(weight / scale[:, None])
+            sums = _padded(128 * weight.sum(1, dtype=np.float64), channels, np.int32)
+            fields = {"weight_scale": _padded(scale, channels), "weight_sum": sums}
+            weight = weight.astype(np.int8)
+        elif precision == "bfloat16":
+            weight = to_bfloat16(weight)
+        share = 4 // weight.itemsize
+        inputs = in_blocks * lanes
+        if weight.shape != (channels, inputs):
+            weight = np.pad(weight, ((0, channels - config.dim), (0, inputs - weight.shape[1])))
+        panels = weight.reshape(-1, COLUMNS * lanes, inputs // share, share)
+        return fields | {"weight": _laid(panels.transpose(0, 2, 1, 3))}
 
-    def _padded(self, tensor: Tensor) -> Tensor:
-        """``tensor`` (dim, ...) with zeros up to blocks * lanes."""
-        missing = self.blocks * self.lanes - len(tensor)
-        return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]).contiguous()
+    patches = -(-config.in_chans * config.patch_size**2 // lanes)
+    packed = [stage("stem.0", "stem.2", columns("stem.0.weight", patches, "float32"))]
+    for block in (f"blocks.{index}" for index in range(config.depth)):
+        packed.append(stage(f"{block}.0.fn.0", f"{block}.0.fn.2", taps(f"{block}.0.fn.0.weight")))
+        packed.append(stage(f"{block}.1", f"{block}.3", columns(f"{block}.1.weight", blocks, precision)))
+    return packed
 
 
-__all__ = ["PRECISIONS", "Engine", "KernelError"]
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 rounded to bfloat16, ties to even, as its uint16 bits. NaN stays NaN."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def aligned(shape: int | tuple[int, ...], dtype: type | np.dtype) -> np.ndarray:
+    """An empty array that begins at a multiple of ALIGNMENT."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _laid(view: np.ndarray) -> np.ndarray:
+    array = aligned(view.shape, view.dtype)
+    array[...] = view
+    return array
+
+
+def _padded(array: np.ndarray, length: int, dtype: type = np.float32) -> np.ndarray:
+    """``array`` (n, ...) with zeros up to (length, ...)."""
+    padded = aligned((length, *array.shape[1:]), dtype)
+    padded[: len(array)], padded[len(array) :] = array, 0
+    return padded

@@ -16,8 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..zoo import cache_dir
-
 SOURCE = Path(__file__).with_name("kernel.cpp")
 # The number formats of the 1x1 convolutions, and what the processor must have for each.
 PRECISIONS = {"float32": ("avx2", "fma"), "bfloat16": ("avx512_bf16",), "int8": ("avx512_vnni",)}
@@ -28,7 +26,7 @@ OPTIONS = (
     "-march=native",
     "-ffp-contract=fast",
     "-fno-math-errno",
-    "-fopenmp",
+    "-pthread",
     "-shared",
     "-fPIC",
 )
@@ -74,6 +72,8 @@ def load(kernel_size: int, precision: str) -> ctypes.CDLL:
     # The processor is part of the name: a folder may be shared by several machines.
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), " ".join(options).encode(), " ".join(flags).encode()]))
     name = f"kernel-{precision}-{kernel_size}-{key.hexdigest()[:16]}.so"
+    from ..zoo import cache_dir
+
     folders = [SOURCE.parent / "__pycache__", cache_dir() / "kernels"]
     for folder in folders:
         if _is_ours(folder / name):
@@ -98,7 +98,7 @@ def _declared(file: Path) -> ctypes.CDLL:
     network = ctypes.POINTER(Network)
     library.convmixer_memory.argtypes = [network, size, number, number, number]
     library.convmixer_memory.restype = size
-    library.convmixer_forward.argtypes = [network, pointer, size, number, number, pointer, pointer, number, pointer]
+    library.convmixer_forward.argtypes = [network, pointer, size, number, number, pointer, pointer, size, number, pointer]
     library.convmixer_forward.restype = None
     return library
 

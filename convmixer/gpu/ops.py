@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from ..engine import GPU_KERNEL_CAPABILITY, Machine
+from ..engine import GPU_KERNEL_CAPABILITY
 
 try:
     from . import kernels
@@ -28,12 +28,10 @@ def triton_runs(x: Tensor, kernel_size: int = 1) -> bool:
     return x.is_cuda and _triton_works(x.device.index)
 
 
-def find_machine(device: torch.device) -> Machine:
-    """A device, as far as the choice of an engine depends on PyTorch and Triton."""
-    if device.type != "cuda":
-        return Machine(device.type)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return Machine("cuda", capability=torch.cuda.get_device_capability(index), has_triton=_triton_works(index))
+def triton_works(device: torch.device | str) -> bool:
+    """Whether the Triton kernels run on a GPU."""
+    index = torch.device(device).index
+    return _triton_works(torch.cuda.current_device() if index is None else index)
 
 
 @functools.cache
