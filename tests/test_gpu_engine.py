@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from convmixer import ConvMixer, zoo
+from convmixer import Classifier, ConvMixer, zoo
 from convmixer.gpu.engine import GRAPH_BATCHES, NORM_EPS, GpuEngine
 from convmixer.model import build, to_arrays
 from tests.networks import CASES, network, relative_error
@@ -114,6 +114,18 @@ def test_the_shipped_model_gives_the_same_answers(device):
     best = wanted.topk(2).values
     clear = best[:, 0] - best[:, 1] > 2 * error
     assert clear.sum() > 48 and torch.equal(found.argmax(1)[clear], wanted.argmax(1)[clear])
+
+
+@ON_GPU
+def test_the_classifier_on_a_gpu(random_checkpoint, picture):
+    file, pictures = str(random_checkpoint()), [picture(seed=seed) for seed in range(5)]
+    exact, fast = Classifier(file, device="cuda", precision="float32"), Classifier(file, device="cuda")
+    assert isinstance(fast.engine, GpuEngine) and not isinstance(exact.engine, GpuEngine)
+    fast.warm_up(3)
+    wanted = torch.from_numpy(exact.logits(pictures))
+    assert off(fast.logits(pictures), wanted) < 0.05
+    heatmap, wanted = (each.heatmap(pictures[0], index=3) for each in (fast, exact))
+    assert abs(heatmap.values - wanted.values).max() < 0.05 * abs(wanted.values).max()
 
 
 @ON_GPU

@@ -139,10 +139,13 @@ class GpuEngine:
 
 
 class _Graph:
-    """A function of one tensor, recorded as a CUDA graph: all of its kernels are launched at once."""
+    """A function of one tensor, recorded as a CUDA graph: all of its kernels are launched at once.
+
+    example: what it is recorded with; its memory holds the input from then on.
+    """
 
     def __init__(self, function, example: Tensor):
-        self._input = example.clone()
+        self._input = example
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
