@@ -87,7 +87,7 @@ def _check_refused_alike(content: bytes, message: str) -> str:
 
 
 def _check_truncated(content: bytes) -> None:
-    """What is left of a picture that is cut short is taken on request; nothing may stand in for the rest but one colour."""
+    """What there is of a picture that is cut short is taken on request, with the same for the rest every time."""
     try:
         picture = load_image(content, allow_truncated=True)
     except ImageError as error:
