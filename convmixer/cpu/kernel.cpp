@@ -21,7 +21,6 @@ struct Network {
     int64_t stem_blocks() const { return (in_chans * patch * patch + LANES - 1) / LANES; }
 };
 
-// Larger tiles read the weights less often, until they fall out of the level-2 cache.
 constexpr size_t OWN_MAPS = 8 << 20;  // bytes of feature maps that a thread may have of its own
 
 // The sizes of one call, and a thread's share of its memory.
@@ -51,7 +50,7 @@ struct Shape {
         values_bytes = most * std::max(net.blocks, net.stem_blocks()) * LANES * 4;
         packed_bytes = NUMBER ? most * net.blocks * LANES * 2 : 0;
         vectors_bytes = most * LANES * 4;
-        thread_bytes = values_bytes + packed_bytes + (COLUMNS + 3) * vectors_bytes;
+        thread_bytes = values_bytes + packed_bytes + 3 * vectors_bytes;
     }
     static int groups(int pixels) { return (pixels + ROWS - 1) / ROWS; }
 
@@ -60,8 +59,7 @@ struct Shape {
         char *packed = own + values_bytes, *vectors = packed + packed_bytes;
         float *peak = (float*)vectors, *step = (float*)(vectors + vectors_bytes);
         int32_t* place = (int32_t*)(vectors + 2 * vectors_bytes);
-        char* partial = vectors + 3 * vectors_bytes;
-        return {tile_pixels, groups(tile_pixels), (float*)own, packed, peak, step, partial, place};
+        return {tile_pixels, groups(tile_pixels), (float*)own, packed, peak, step, place};
     }
 };
 

@@ -10,9 +10,6 @@
 #include <cstring>
 
 #include "vectors.h"
-#ifndef NOPF
-#define NOPF
-#endif
 
 constexpr int PAD = KERNEL / 2;
 
@@ -65,7 +62,6 @@ struct Tile {
     float* values;
     void* packed;  // what the products read
     float *peak, *step;
-    char* partial;   // sums of the groups' products
     int32_t* place;  // of each pixel's vector in block 0
 
     int begin(int group) const { return group * (pixels / groups) + std::min(group, pixels % groups); }
@@ -82,29 +78,19 @@ struct Target {
     bool relu;
 };
 
-// A product of one group over some of the input channels: those of `blocks` blocks.
-struct Part {
-    const char *tile, *weights, *ahead;
-    int64_t blocks, lines;  // lines: to be asked for from `ahead` for each block, so that the next weights are in the level-2 cache in time
-    bool first, last;
-    char* partial;
-};
-
-// PIXELS pixels from `pixel` times COLUMNS vectors of output channels from `channel`; and after the last part bias,
-// activation and norm.
+// PIXELS pixels of a tile from `pixel`, whose words begin at `group`, times COLUMNS vectors of output channels from
+// `channel`, over all input channels; then bias, activation and norm. Meanwhile it asks for the next weights, `lines`
+// cache lines from `ahead` for each block, so that they are in the level-2 cache in time.
 template <typename F, int PIXELS>
-static void product(Part part, const Stage& stage, int64_t channel, const Tile& tile, int pixel, const Target& target) {
+static void product(const char* group, const char* weights, int64_t blocks, const Stage& stage, int64_t channel,
+                    const Tile& tile, int pixel, const Target& target, const char* ahead, int64_t lines) {
     typedef typename F::Word Word;
-    typedef typename F::Sum Sum;
     constexpr int WORDS = LANES / F::PACK;
-    const Word* words = (const Word*)part.tile;
-    const float* w = (const float*)part.weights;
-    Sum sum[PIXELS][COLUMNS] = {};
-    Sum* partial = (Sum*)part.partial;
-    if (!part.first)
-        UNROLL for (int i = 0; i < PIXELS * COLUMNS; i++) sum[i / COLUMNS][i % COLUMNS] = partial[i];
-    for (int64_t block = 0; block < part.blocks; block++, words += ROWS * WORDS) {
-        for (int line = 0; line < part.lines NOPF; line++, part.ahead += 64) __builtin_prefetch(part.ahead, 0, 2);
+    const Word* words = (const Word*)group;
+    const float* w = (const float*)weights;
+    typename F::Sum sum[PIXELS][COLUMNS] = {};
+    for (int64_t block = 0; block < blocks; block++, words += ROWS * WORDS) {
+        for (int64_t line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
         UNROLL for (int k = 0; k < WORDS; k++, w += COLUMNS * LANES) {
             Vector column[COLUMNS];
             UNROLL for (int c = 0; c < COLUMNS; c++) column[c] = load(w + c * LANES);
@@ -113,10 +99,6 @@ static void product(Part part, const Stage& stage, int64_t channel, const Tile& 
                 UNROLL for (int c = 0; c < COLUMNS; c++) sum[p][c] = F::add(sum[p][c], word, column[c]);
             }
         }
-    }
-    if (!part.last) {
-        UNROLL for (int i = 0; i < PIXELS * COLUMNS; i++) partial[i] = sum[i / COLUMNS][i % COLUMNS];
-        return;
     }
     UNROLL for (int c = 0; c < COLUMNS; c++, channel += LANES) {
         const Vector bias = load(stage.bias + channel);
@@ -137,31 +119,24 @@ static void product(Part part, const Stage& stage, int64_t channel, const Tile& 
 }
 
 // product() with the number of pixels known only now.
-template <typename F, int PIXELS = ROWS>
-static void product_of(int pixels, const Part& part, const Stage& stage, int64_t channel, const Tile& tile, int pixel,
-                       const Target& target) {
-    if (pixels == PIXELS) return product<F, PIXELS>(part, stage, channel, tile, pixel, target);
-    if constexpr (PIXELS > 1) product_of<F, PIXELS - 1>(pixels, part, stage, channel, tile, pixel, target);
+template <typename F, int PIXELS = ROWS, typename... Arguments>
+static void product_of(int pixels, Arguments&&... arguments) {
+    if (pixels == PIXELS) return product<F, PIXELS>(arguments...);
+    if constexpr (PIXELS > 1) product_of<F, PIXELS - 1>(pixels, arguments...);
 }
 
 // The 1x1 convolution of a tile.
 template <typename F>
 static void pointwise(const Tile& tile, int64_t in_blocks, int64_t out_blocks, const Stage& stage, const Target& target) {
     constexpr int64_t BLOCK = LANES / F::PACK * COLUMNS * LANES * 4;  // bytes of weights: a block of inputs, COLUMNS vectors
-    constexpr int64_t CHUNK = std::max<int64_t>(1, CHUNK_BYTES / BLOCK);
+    const size_t group_bytes = in_blocks * ROWS * LANES / F::PACK * 4;
     const char* weights = (const char*)stage.weight;
-    for (int64_t out = 0; out < out_blocks; out += COLUMNS)
-        for (int64_t in = 0, blocks; in < in_blocks; in += blocks, weights += blocks * BLOCK) {
-            blocks = std::min(CHUNK, in_blocks - in);
-            for (int group = 0; group < tile.groups; group++) {
-                const char* first = (const char*)tile.packed + (group * in_blocks + in) * ROWS * LANES / F::PACK * 4;
-                const int64_t lines = BLOCK / 64, asked = group * lines / tile.groups;
-                const char* ahead = weights + blocks * (BLOCK + asked * 64);
-                const Part part{first, weights, ahead, blocks, (group + 1) * lines / tile.groups - asked, in == 0, in + blocks == in_blocks,
-                                tile.partial + group * ROWS * COLUMNS * LANES * 4};
-                const int pixel = tile.begin(group), pixels = tile.begin(group + 1) - pixel;
-                product_of<F>(pixels, part, stage, out * LANES, tile, pixel, target);
-            }
+    for (int64_t out = 0; out < out_blocks; out += COLUMNS, weights += in_blocks * BLOCK)
+        for (int group = 0; group < tile.groups; group++) {
+            const int64_t asked = group * (BLOCK / 64) / tile.groups, lines = (group + 1) * (BLOCK / 64) / tile.groups - asked;
+            const int pixel = tile.begin(group), pixels = tile.begin(group + 1) - pixel;
+            product_of<F>(pixels, (const char*)tile.packed + group * group_bytes, weights, in_blocks, stage, out * LANES, tile,
+                          pixel, target, weights + in_blocks * (BLOCK + asked * 64), lines);
         }
 }
 

@@ -15,24 +15,17 @@
 #endif
 
 // LANES floats are a vector. A product of ROWS pixels and COLUMNS vectors of output channels keeps its sums in registers:
-// 24 of 32, or 12 of 16. So does a row of SPAN pixels of the depthwise convolution, beside KERNEL vectors of weights.
+// 24 of 32, or 12 of 16. So does a row of SPAN pixels of the depthwise convolution, beside KERNEL vectors of weights. Tiles
+// of more than TILE_PIXELS read the weights less often, until they fall out of the level-2 cache.
 #if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 12, SPAN = 16;
+constexpr int LANES = 16, ROWS = 12, SPAN = 16, TILE_PIXELS = 128;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int LANES = 8, ROWS = 6, SPAN = 8;
+constexpr int LANES = 8, ROWS = 6, SPAN = 8, TILE_PIXELS = 64;
 #elif defined(__aarch64__)
-constexpr int LANES = 4, ROWS = 12, SPAN = 16;
+constexpr int LANES = 4, ROWS = 12, SPAN = 16, TILE_PIXELS = 64;
 #else
-constexpr int LANES = 4, ROWS = 6, SPAN = 8;
+constexpr int LANES = 4, ROWS = 6, SPAN = 8, TILE_PIXELS = 64;
 #endif
-#ifndef TP
-#define TP 128
-#endif
-#ifndef CB
-#define CB 16384
-#endif
-constexpr int TILE_PIXELS = TP;
-constexpr int64_t CHUNK_BYTES = CB;
 constexpr int COLUMNS = 2;  // Network::blocks is a multiple of it
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
