@@ -40,7 +40,8 @@ struct Shape {
         rows = std::max(1, std::min(height, TILE_PIXELS / width));
         whole = 2 * map * 4 <= OWN_MAPS ? count / threads * threads : 0;
         const int64_t shared = count - whole;
-        if (0 < shared && shared < threads) rows = std::min<int64_t>(rows, (height * shared + threads - 1) / threads);
+        if (0 < shared && shared < threads)  // two tiles for each thread at least
+            rows = std::min<int64_t>(rows, (height * shared + 2 * threads - 1) / (2 * threads));
         tiles = (height + rows - 1) / rows;
         // Enough tiles at a time that threads seldom wait for the last one.
         together = std::max<int64_t>(1, std::min<int64_t>(shared, 8 * threads / tiles));
@@ -167,6 +168,7 @@ struct Call {
 
 extern "C" {
 int convmixer_lanes() { return LANES; }
+int convmixer_pack() { return Format::PACK; }  // input channels that share 32 bits
 
 // The bytes of memory that convmixer_forward needs; what is in them does not matter.
 int64_t convmixer_memory(const Network* net, int64_t count, int height, int width, int threads) {

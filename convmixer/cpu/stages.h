@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -17,8 +18,8 @@ constexpr int PAD = KERNEL / 2;
 struct Stage {
     const void* weight;
     const float *bias, *scale, *shift;  // scale is half of what it says where the activation is GELU
-    // int8 only. An output channel's weights are its integers times weight_scale, and weight_sum is 128 times the sum of
-    // its integers: the instruction wants unsigned activations, so that 128 is added to each.
+    // int8 only. An output channel's weights are its integers times weight_scale, and weight_sum is Int8::ZERO times the sum
+    // of its integers: VNNI wants unsigned activations, so that 128 is added to each.
     const float* weight_scale;
     const int32_t* weight_sum;
 };
@@ -43,12 +44,37 @@ struct Bfloat16 {
 typedef Bfloat16 Format;
 #elif NUMBER == 2
 struct Int8 {
-    static constexpr int PACK = 4;
     typedef int32_t Word;
     typedef Integers Sum;
+#if defined(__AVX512VNNI__)
+    static constexpr int PACK = 4, LARGEST = 127, ZERO = 128;  // of a pixel's integers
     INLINE Sum add(Sum sum, Word word, Vector weights) {
         return (Sum)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(word), (__m512i)weights);
     }
+    INLINE void put(void* packed, int64_t index, Integers values) {
+        ((__m128i*)packed)[index] = _mm512_cvtepi32_epi8((__m512i)values);
+    }
+#else
+    // The 8-bit instructions of before would overflow: weights of 8 bits in 16, and activations of 12. 1536 channels and
+    // many more add up in 32 bits.
+    static constexpr int PACK = 2, LARGEST = 2047, ZERO = 0;
+#if defined(__AVX512F__)
+    INLINE Sum add(Sum sum, Word word, Vector weights) {
+        return sum + (Sum)_mm512_madd_epi16(_mm512_set1_epi32(word), (__m512i)weights);
+    }
+    INLINE void put(void* packed, int64_t index, Integers values) {
+        ((__m256i*)packed)[index] = _mm512_cvtepi32_epi16((__m512i)values);
+    }
+#else
+    INLINE Sum add(Sum sum, Word word, Vector weights) {
+        return sum + (Sum)_mm256_madd_epi16(_mm256_set1_epi32(word), (__m256i)weights);
+    }
+    INLINE void put(void* packed, int64_t index, Integers values) {
+        const __m256i all = (__m256i)values;
+        ((__m128i*)packed)[index] = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    }
+#endif
+#endif
 };
 typedef Int8 Format;
 #else
@@ -106,7 +132,7 @@ static void product(const char* group, const char* weights, int64_t blocks, cons
         float* map = target.map + channel / LANES * target.plane + pixel * LANES;
         UNROLL for (int p = 0; p < PIXELS; p++) {
             Vector value;
-            if constexpr (F::PACK == 4) {
+            if constexpr (!std::is_same_v<typename F::Sum, Vector>) {
                 const Integers exact = sum[p][c] - *(const Integers*)(stage.weight_sum + channel);
                 value = __builtin_convertvector(exact, Vector) * tile.step[pixel + p];
                 value = value * load(stage.weight_scale + channel) + bias;
@@ -153,17 +179,15 @@ INLINE void put(const Tile& tile, int64_t index, int pixel, Vector value) {
 }
 
 #if NUMBER == 2
-// Each pixel's channels as integers from 1 to 255, where 128 is zero and the largest absolute value lies 127 from it.
+// Each pixel's channels as integers, of which the largest absolute value lies LARGEST from ZERO.
 static void quantize(const Tile& tile, int64_t blocks) {
     for (int p = 0; p < tile.pixels; p++) {
-        const float peak = _mm512_reduce_max_ps(_mm512_load_ps(tile.peak + p * LANES));
-        tile.step[p] = peak / 127;
-        const __m512 inverse = _mm512_set1_ps(peak > 0 ? 127 / peak : 0);
-        for (int64_t block = 0, i = tile.place[p]; block < blocks; block++, i += ROWS) {
-            const __m512 value = _mm512_mul_ps(_mm512_load_ps(tile.values + i * LANES), inverse);
-            const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(128));
-            ((__m128i*)tile.packed)[i] = _mm512_cvtepi32_epi8(whole);
-        }
+        const float* peaks = tile.peak + p * LANES;
+        const float peak = *std::max_element(peaks, peaks + LANES);
+        tile.step[p] = peak / Format::LARGEST;
+        const float inverse = peak > 0 ? Format::LARGEST / peak : 0;
+        for (int64_t block = 0, i = tile.place[p]; block < blocks; block++, i += ROWS)
+            Format::put(tile.packed, i, rounded(load(tile.values + i * LANES) * inverse) + Format::ZERO);
     }
 }
 #endif

@@ -10,8 +10,8 @@
 #endif
 #if NUMBER == 1 && !defined(__AVX512BF16__)
 #error "bfloat16 needs AVX-512 BF16"
-#elif NUMBER == 2 && !defined(__AVX512VNNI__)
-#error "int8 needs AVX-512 VNNI"
+#elif NUMBER == 2 && !defined(__AVX2__)
+#error "int8 needs AVX2"
 #endif
 
 // LANES floats are a vector. A product of ROWS pixels and COLUMNS vectors of output channels keeps its sums in registers:
@@ -39,6 +39,15 @@ typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 
 INLINE Vector load(const float* from) { return *(const Vector*)from; }
 INLINE void store(float* to, Vector value) { *(Vector*)to = value; }
+#if NUMBER == 2
+INLINE Integers rounded(Vector x) {
+#if defined(__AVX512F__)
+    return (Integers)_mm512_cvtps_epi32((__m512)x);
+#else
+    return (Integers)_mm256_cvtps_epi32((__m256)x);
+#endif
+}
+#endif
 INLINE Vector magnitude(Vector x) { return (Vector)((Integers)x & 0x7fffffff); }
 
 // Twice GELU: x + |x| - |x| * erfc(|x| / sqrt(2)), with 1 / q(|x|)^16 for erfc. q was fitted by weighted least squares, for
