@@ -58,16 +58,21 @@ struct Int8 {
     // The 8-bit instructions of before would overflow: weights of 8 bits in 16, and activations of 12. 1536 channels and
     // many more add up in 32 bits.
     static constexpr int PACK = 2, LARGEST = 2047, ZERO = 0;
+    // Else the compiler adds in another order, and has more sums than registers.
+    INLINE Sum kept(Sum sum) {
+        asm("" : "+v"(sum));
+        return sum;
+    }
 #if defined(__AVX512F__)
     INLINE Sum add(Sum sum, Word word, Vector weights) {
-        return sum + (Sum)_mm512_madd_epi16(_mm512_set1_epi32(word), (__m512i)weights);
+        return kept(sum + (Sum)_mm512_madd_epi16(_mm512_set1_epi32(word), (__m512i)weights));
     }
     INLINE void put(void* packed, int64_t index, Integers values) {
         ((__m256i*)packed)[index] = _mm512_cvtepi32_epi16((__m512i)values);
     }
 #else
     INLINE Sum add(Sum sum, Word word, Vector weights) {
-        return sum + (Sum)_mm256_madd_epi16(_mm256_set1_epi32(word), (__m256i)weights);
+        return kept(sum + (Sum)_mm256_madd_epi16(_mm256_set1_epi32(word), (__m256i)weights));
     }
     INLINE void put(void* packed, int64_t index, Integers values) {
         const __m256i all = (__m256i)values;
