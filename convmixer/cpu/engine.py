@@ -101,7 +101,7 @@ def pack(
         return {"weight": _laid(_padded(weight, channels).reshape(blocks, lanes, -1).transpose(0, 2, 1))}
 
     def columns(name: str, in_blocks: int, precision: str) -> dict[str, np.ndarray]:
-        """Pointwise weights (out, in, ...) as (out / columns, in / together, columns, together): columns is COLUMNS * lanes.
+        """Pointwise weights (out, in, ...) as (out / wide, in / together, wide, together): wide is COLUMNS * lanes.
 
         The inputs are filled up with zeros to in_blocks * lanes.
         """

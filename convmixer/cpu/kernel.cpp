@@ -1,14 +1,12 @@
 // ConvMixer's forward pass on the CPU, from the pictures to the pooled features, in one call.
 //
 // kernel.py compiles this file, once for each depthwise kernel size and number format:
-//   KERNEL  the side of the depthwise convolution, odd
-//   NUMBER  what the 1x1 convolutions multiply: 0 float32, 1 bfloat16, 2 int8; they add up in float32 or int32
 //
-// Why not a framework's operators: between two convolutions a ConvMixer has an activation, a batch norm and an addition,
-// each a pass over a feature map that is larger than the cache, in memory that is fresh from the system. Here a tile of a
-// few rows goes through depthwise convolution, activation, norm and addition while it is in registers, and through the
-// 1x1 convolution (nearly all of the arithmetic), activation and norm while it is in the level-2 cache. Nothing else is
-// written but the block's result.
+// Why not a framework's operators: between two convolutions a ConvMixer has an activation, a batch norm and an
+// addition, each a pass over a feature map that is larger than the cache, in memory that is fresh from the system. Here
+// a tile of a few rows goes through depthwise convolution, activation, norm and addition while it is in registers, and
+// through the 1x1 convolution (nearly all of the arithmetic), activation and norm while it is in the level-2 cache.
+// Nothing else is written but the block's result.
 
 #include "stages.h"
 #include "threads.h"
@@ -28,8 +26,8 @@ struct Shape {
     int height, width;       // of a feature map, in pixels
     size_t pixels, plane, map;  // plane, map: floats
     int rows, tiles;         // rows of a tile, tiles of a picture
-    // Pictures that one thread takes through all of the network, so that nobody waits for anybody. The threads share the
-    // tiles of the others, `together` at a time.
+    // Pictures that one thread takes through all of the network, so that nobody waits for anybody. The threads share
+    // the tiles of the others, `together` at a time.
     int64_t whole, together;
     size_t maps_bytes, values_bytes, packed_bytes, vectors_bytes, thread_bytes;
 
@@ -125,7 +123,8 @@ struct Call {
         } else {
             if (Format::PACK == 1) tile.packed = tile.values;
             tile.set_places(net.blocks);
-            depthwise(from, net.blocks, shape.height, shape.width, first, last, net.depthwise[stage], target.relu, tile);
+            const Stage& mixing = net.depthwise[stage];
+            depthwise(from, net.blocks, shape.height, shape.width, first, last, mixing, target.relu, tile);
             pointwise<Format>(tile, net.blocks, net.blocks, net.pointwise[stage], target);
         }
         const int64_t wanted = stage + stages - net.depth;  // its place among the stages that are asked for
@@ -176,8 +175,8 @@ int64_t convmixer_memory(const Network* net, int64_t count, int height, int widt
     return shape.maps_bytes + threads * shape.thread_bytes;
 }
 
-// pictures (count, in_chans, height, width) to pooled (count, dim) and, if stages > 0, features (stages, count, dim, height
-// / patch, width / patch): of the last stages, where the stem is the first and each block is one more.
+// pictures (count, in_chans, height, width) to pooled (count, dim) and, if stages > 0, features (stages, count, dim,
+// height / patch, width / patch): of the last stages, where the stem is the first and each block is one more.
 void convmixer_forward(const Network* net, const float* pictures, int64_t count, int height, int width, float* pooled,
                        float* features, int64_t stages, int threads, char* memory) {
     const Shape shape(*net, height, width, count, threads);

@@ -1,8 +1,8 @@
 // The two halves of a block, on a tile: a few rows of a feature map.
 //
-// LANES channels, one vector, lie side by side. A feature map is (blocks, height, width, LANES), where blocks * LANES is
-// the number of channels, rounded up. A tile is (groups, blocks, ROWS, LANES): a group is the pixels of one product, ROWS
-// at most. Arrays that hold vectors are aligned to 64 bytes.
+// LANES channels, one vector, lie side by side. A feature map is (blocks, height, width, LANES), where blocks * LANES
+// is the number of channels, rounded up. A tile is (groups, blocks, ROWS, LANES): a group is the pixels of one product,
+// ROWS at most. Arrays that hold vectors are aligned to 64 bytes.
 
 #pragma once
 
@@ -18,8 +18,8 @@ constexpr int PAD = KERNEL / 2;
 struct Stage {
     const void* weight;
     const float *bias, *scale, *shift;  // scale is half of what it says where the activation is GELU
-    // int8 only. An output channel's weights are its integers times weight_scale, and weight_sum is Int8::ZERO times the sum
-    // of its integers: VNNI wants unsigned activations, so that 128 is added to each.
+    // int8 only. An output channel's weights are its integers times weight_scale, and weight_sum is Int8::ZERO times
+    // the sum of its integers: VNNI wants unsigned activations, so that 128 is added to each.
     const float* weight_scale;
     const int32_t* weight_sum;
 };
@@ -55,8 +55,8 @@ struct Int8 {
         ((__m128i*)packed)[index] = _mm512_cvtepi32_epi8((__m512i)values);
     }
 #else
-    // The 8-bit instructions of before would overflow: weights of 8 bits in 16, and activations of 12. 1536 channels and
-    // many more add up in 32 bits.
+    // The 8-bit instructions of before would overflow: weights of 8 bits in 16, and activations of 12. 8,000
+    // channels add up in 32 bits.
     static constexpr int PACK = 2, LARGEST = 2047, ZERO = 0;
     // Else the compiler adds in another order, and has more sums than registers.
     INLINE Sum kept(Sum sum) {
@@ -86,8 +86,8 @@ typedef Int8 Format;
 typedef Float32 Format;
 #endif
 
-// A tile and what belongs to its pixels. With int8, `values` is what quantize() reads, `peak` has LANES largest absolute
-// values for each pixel, and `step` is what a step of its integers is worth.
+// A tile and what belongs to its pixels. With int8, `values` is what quantize() reads, `peak` has LANES largest
+// absolute values for each pixel, and `step` is what a step of its integers is worth.
 struct Tile {
     int pixels, groups;
     float* values;
@@ -158,16 +158,19 @@ static void product_of(int pixels, Arguments&&... arguments) {
 
 // The 1x1 convolution of a tile.
 template <typename F>
-static void pointwise(const Tile& tile, int64_t in_blocks, int64_t out_blocks, const Stage& stage, const Target& target) {
-    constexpr int64_t BLOCK = LANES / F::PACK * COLUMNS * LANES * 4;  // bytes of weights: a block of inputs, COLUMNS vectors
+static void pointwise(const Tile& tile, int64_t in_blocks, int64_t out_blocks, const Stage& stage,
+                      const Target& target) {
+    constexpr int64_t BLOCK = LANES / F::PACK * COLUMNS * LANES * 4;  // bytes of weights for a block of inputs
     const size_t group_bytes = in_blocks * ROWS * LANES / F::PACK * 4;
     const char* weights = (const char*)stage.weight;
     for (int64_t out = 0; out < out_blocks; out += COLUMNS, weights += in_blocks * BLOCK)
         for (int group = 0; group < tile.groups; group++) {
-            const int64_t asked = group * (BLOCK / 64) / tile.groups, lines = (group + 1) * (BLOCK / 64) / tile.groups - asked;
+            const int64_t asked = group * (BLOCK / 64) / tile.groups;
+            const int64_t lines = (group + 1) * (BLOCK / 64) / tile.groups - asked;
             const int pixel = tile.begin(group), pixels = tile.begin(group + 1) - pixel;
-            product_of<F>(pixels, (const char*)tile.packed + group * group_bytes, weights, in_blocks, stage, out * LANES, tile,
-                          pixel, target, weights + in_blocks * (BLOCK + asked * 64), lines);
+            const char *words = (const char*)tile.packed + group * group_bytes, *ahead = weights + in_blocks * BLOCK;
+            product_of<F>(pixels, words, weights, in_blocks, stage, out * LANES, tile, pixel, target,
+                          ahead + in_blocks * asked * 64, lines);
         }
 }
 

@@ -14,9 +14,9 @@
 #error "int8 needs AVX2"
 #endif
 
-// LANES floats are a vector. A product of ROWS pixels and COLUMNS vectors of output channels keeps its sums in registers:
-// 24 of 32, or 12 of 16. So does a row of SPAN pixels of the depthwise convolution, beside KERNEL vectors of weights. Tiles
-// of more than TILE_PIXELS read the weights less often, until they fall out of the level-2 cache.
+// LANES floats are a vector. A product of ROWS pixels and COLUMNS vectors of output channels keeps its sums in
+// registers: 24 of 32, or 12 of 16. So does a row of SPAN pixels of the depthwise convolution, beside KERNEL vectors of
+// weights. Tiles of more than TILE_PIXELS read the weights less often, until they fall out of the level-2 cache.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, ROWS = 12, SPAN = 16, TILE_PIXELS = 128;
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -50,10 +50,10 @@ INLINE Integers rounded(Vector x) {
 #endif
 INLINE Vector magnitude(Vector x) { return (Vector)((Integers)x & 0x7fffffff); }
 
-// Twice GELU: x + |x| - |x| * erfc(|x| / sqrt(2)), with 1 / q(|x|)^16 for erfc. q was fitted by weighted least squares, for
-// the smallest largest error. GELU is off by 5e-7 at most (PyTorch's, in float32, by 1.2e-6), and where it vanishes this
-// is exactly 0: a trained network may have inputs in the hundreds, and a batch norm after them that magnifies whatever is
-// wrong. Who multiplies next has the half.
+// Twice GELU: x + |x| - |x| * erfc(|x| / sqrt(2)), with 1 / q(|x|)^16 for erfc. q was fitted by weighted least squares,
+// for the smallest largest error. GELU is off by 5e-7 at most (PyTorch's, in float32, by 1.2e-6), and where it vanishes
+// this is exactly 0: a trained network may have inputs in the hundreds, and a batch norm after them that magnifies
+// whatever is wrong. Who multiplies next has the half.
 INLINE Vector twice_gelu(Vector x) {
     const Vector size = magnitude(x);
     Vector q = 6.332423708954593e-06f * size + 4.1388077079318464e-05f;
