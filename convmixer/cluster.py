@@ -50,7 +50,8 @@ def classify(pictures: list[str], output: str, model: str = "auto", top_k: int =
         Answering,
         fn_constructor_args=(model, top_k, "cuda" if gpus else "cpu"),
         batch_size=BATCH,
-        concurrency=(1, actors),  # a pool that can shrink: reading needs CPUs, too, when a node is lost
+        # A pool that can shrink: when a node is lost, reading needs CPUs, too.
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_gpus=gpus,
     )
     answers.write_parquet(output)

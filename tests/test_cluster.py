@@ -1,6 +1,5 @@
 """The job on a Ray cluster of two nodes, one of which is killed in the middle."""
 
-import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -47,7 +46,9 @@ killer = threading.Thread(target=kill)
 killer.start()
 job.classify([pictures], output, model, top_k=2, actors=2)
 killer.join()
-print(json.dumps([node["Alive"] for node in ray.nodes()]))
+print(json.dumps([node["Alive"] for node in ray.nodes()]), flush=True)
+ray.shutdown()
+nodes.shutdown()
 """
 
 
@@ -63,8 +64,8 @@ def test_a_lost_node_loses_no_picture_and_doubles_none(tmp_path, random_checkpoi
     command = [sys.executable, "-c", RUN, str(folder), str(output), str(model)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    killed, alive = done.stdout.splitlines()[-2:]
-    assert killed == "killed" and sorted(json.loads(alive)) == [False, True]
+    lines = done.stdout.splitlines()  # Ray's own among them
+    assert "killed" in lines and {"[true, false]", "[false, true]"} & set(lines)
     rows = sorted(pyarrow.parquet.read_table(output).to_pylist(), key=lambda row: row["image"])
     assert [row["image"] for row in rows] == sorted(str(path) for path in folder.iterdir())
     *good, broken = rows
