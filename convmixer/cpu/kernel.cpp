@@ -1,6 +1,8 @@
 // ConvMixer's forward pass on the CPU, from the pictures to the pooled features, in one call.
 //
-// kernel.py compiles this file, once for each depthwise kernel size and number format:
+// compiler.py compiles this file, once for each
+//   KERNEL  the side of the depthwise convolution, odd
+//   NUMBER  what the 1x1 convolutions multiply: 0 float32, 1 bfloat16, 2 int8; they add up in float32 or int32
 //
 // Why not a framework's operators: between two convolutions a ConvMixer has an activation, a batch norm and an
 // addition, each a pass over a feature map that is larger than the cache, in memory that is fresh from the system. Here
