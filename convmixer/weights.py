@@ -6,7 +6,6 @@ format_version, name, architecture, labels, preprocessing, training and accuracy
 
 import json
 import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -85,7 +84,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
     Whatever goes wrong, a full disk included, is raised as it is; a file that was at ``path`` then stays as it was.
     """
     path = Path(os.path.realpath(path))  # a symbolic link stays one and leads to the new content
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same folder: renames do not cross disks
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")  # same folder: renames do not cross disks
     try:
         with open(temporary, "xb") as file:
             write(file)
