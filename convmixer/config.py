@@ -35,6 +35,14 @@ class ConvMixerConfig:
         return asdict(self)
 
 
+# What timm, and everyone who trained on ImageNet, calls these architectures.
+PUBLISHED = {
+    "convmixer_1536_20": ConvMixerConfig(1536, 20, kernel_size=9, patch_size=7),
+    "convmixer_768_32": ConvMixerConfig(768, 32, kernel_size=7, patch_size=7, activation="relu"),
+    "convmixer_1024_20_ks9_p14": ConvMixerConfig(1024, 20, kernel_size=9, patch_size=14),
+}
+
+
 def count_parameters(config: ConvMixerConfig) -> int:
     """The number of trainable parameters of a ConvMixer, without building it."""
     norm = 2 * config.dim

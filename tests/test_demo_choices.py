@@ -11,7 +11,7 @@ from demo_browser import SECOND, SHIPPED, draw, encode, expect, png, write_check
 from file_server import FileServer, Resource
 
 from convmixer import load_checkpoint, zoo
-from convmixer.weights import imagenet_labels
+from convmixer.labels import imagenet_labels
 
 app, browser, visitors, visitor = demo_browser.FIXTURES
 

@@ -22,12 +22,12 @@ from torch import nn
 
 from convmixer import model
 from convmixer.config import ConvMixerConfig, count_parameters
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.readers import infer_config
 from convmixer.weights import (
     Checkpoint,
     CheckpointError,
-    imagenet_labels,
     load_checkpoint,
     read_description,
     save_checkpoint,
