@@ -4,12 +4,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
-import hub_server
 from file_server import Resource
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 
