@@ -38,7 +38,7 @@ def test_a_rehearsal_writes_its_figures(python, tmp_path):
     done = python("benchmarks/gpu.py", *words, "--json", file)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
-    assert result["product_flops"] > 1e9 and result["copy_bytes"] > 1e8
+    assert result["product_flops"] > 0 and result["copy_bytes"] > 0
     assert [cell["mode"] for cell in result["cells"]] == ["inference", "training"]
     for cell in result["cells"]:
         assert list(cell["contestants"]) == ["timm NCHW", "ours"]
