@@ -65,7 +65,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu, cuda, 1 (the second GPU), gpu, mps, ...; default: auto, the GPU where there is one")
+    parser.add_argument(
+        "--device", help="cpu, cuda, 1 (the second GPU), gpu, mps, ...; default: auto, the GPU where there is one"
+    )
     parser.add_argument(
         "--engine", default="auto", help="kernel (this project's), numpy, torch; default: the fastest on this machine"
     )

@@ -28,7 +28,7 @@ class ConvMixerConfig:
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {self.kernel_size}; it must be odd, such as 5, 7 or 9")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation is {self.activation!r:.80}; it must be one of {', '.join(ACTIVATIONS)}")
 
     def to_dict(self) -> dict:
         """The fields as plain JSON values."""

@@ -30,6 +30,12 @@ def checkpoint_in(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds none of {', '.join(FOLDER_FILES)}; name the file")
 
 
+def name_of(path: Path) -> str:
+    """What a checkpoint is called that does not say it: as its file or folder, whichever was named, less the suffix."""
+    suffix = next((suffix for suffix in CHECKPOINT_SUFFIXES if path.name.endswith(suffix)), "")
+    return path.name.removesuffix(suffix) or path.absolute().name
+
+
 def read_config(folder: Path) -> dict:
     """The facts in ``config.json``, {} where there is none or it is not about a network. Raises CheckpointError."""
     try:
@@ -56,14 +62,12 @@ def facts_of_training(architecture: object, arguments: Mapping) -> dict:
     return _said({"architecture": architecture} | dict(arguments) | (options if isinstance(options, dict) else {}))
 
 
-def guess(
-    path: Path, tensors: Mapping[str, np.ndarray], facts: Mapping, labels: Sequence[str] | None
-) -> dict[str, object]:
-    """The name, config, labels, preprocessing, and what of it was ``assumed``, as the Checkpoint's fields.
+def guess(tensors: Mapping[str, np.ndarray], facts: Mapping, labels: Sequence[str] | None) -> dict[str, object]:
+    """The config, labels and preprocessing, and what of them was ``assumed``, as the Checkpoint's fields.
 
     The tensors' shapes come first, then the facts. What neither tells is taken to be as in the published network of
-    that name; else as timm does, if it wrote the facts; else ImageNet's for patches of 7 pixels or more, and CIFAR-10's
-    for smaller ones. Raises CheckpointError where the facts are not those of these tensors.
+    that name or shape; else as timm does, if it wrote the facts; else ImageNet's for patches of 7 pixels or more, and
+    CIFAR-10's for smaller ones. Raises CheckpointError where the facts are not those of these tensors.
     """
     try:
         known = PUBLISHED.get(str(facts.get("architecture")).split(".")[0])
@@ -80,7 +84,6 @@ def guess(
         labels = imagenet_labels() if is_imagenet else [f"class {i}" for i in range(config.num_classes)]
         assumed.append("ImageNet's labels" if is_imagenet else "no names for the classes")
     return {
-        "name": _name(path),
         "config": config,
         "labels": tuple(labels),
         "preprocessing": preprocessing,
@@ -103,27 +106,33 @@ def _architecture(
     if "act_layer" in facts:
         return replace(config, activation=str(facts["act_layer"]).split(".")[-1].lower()), []
     if known:
-        fitting = replace(known, num_classes=config.num_classes, in_chans=config.in_chans)
-        if fitting != replace(config, activation=known.activation):
+        if not _has_shape_of(known, config):
             raise ValueError(f"it is {facts['architecture']!r:.80}, {known}, and the tensors are of {config}")
-        return fitting, []
+        return replace(config, activation=known.activation), []
     if "relu" in str(facts.get("architecture")).lower():
         config = replace(config, activation="relu")
     return config, [{"gelu": "GELU", "relu": "ReLU"}[config.activation]]
 
 
+def _has_shape_of(known: ConvMixerConfig, config: ConvMixerConfig) -> bool:
+    """Whether this is ``known`` but for what a fine-tuning may change, and the activation."""
+    free = ("num_classes", "in_chans", "activation")
+    return replace(known, **{name: getattr(config, name) for name in free}) == config
+
+
 def _preprocessing(
     config: ConvMixerConfig, known: ConvMixerConfig | None, facts: Mapping
 ) -> tuple[Preprocessing, list[str]]:
-    base = TIMM if facts and not known else IMAGENET if config.patch_size >= 7 else CIFAR10
+    is_own = not any(_has_shape_of(known, config) for known in PUBLISHED.values())
+    base = TIMM if facts and is_own else IMAGENET if config.patch_size >= 7 else CIFAR10
     said = {name: facts[name] for name in ("crop_pct", "interpolation") if name in facts}
     for name in ("mean", "std"):
         if name in facts:
             values = tuple(facts[name])
             said[name] = values * 3 if len(values) == 1 else values
     if "input_size" in facts or "img_size" in facts:
-        size = facts.get("input_size") or [0, facts["img_size"], facts["img_size"]]
-        if len(size) != 3 or size[1] != size[2]:
+        size = facts["input_size"] if "input_size" in facts else [0, facts["img_size"], facts["img_size"]]
+        if not isinstance(size, list | tuple) or len(size) != 3 or size[1] != size[2]:
             raise ValueError(f"input_size is {size!r:.80}; it must be channels, height and width of a square")
         said["size"] = size[1]
     preprocessing = Preprocessing(**asdict(base) | said)
@@ -145,11 +154,3 @@ def _labels(facts: Mapping) -> list[str]:
     if isinstance(names, dict):
         names = [names[index] for index in sorted(names, key=int)]
     return [str(descriptions.get(name, name)) for name in names]
-
-
-def _name(path: Path) -> str:
-    """The file's name without its suffix, or its folder's where any checkpoint in a folder is called that."""
-    if path.name in FOLDER_FILES:
-        return path.absolute().parent.name or path.name
-    suffix = next((suffix for suffix in CHECKPOINT_SUFFIXES if path.name.endswith(suffix)), "")
-    return path.name.removesuffix(suffix)

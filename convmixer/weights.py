@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from .config import ConvMixerConfig
-from .guess import guess, read_config
+from .guess import checkpoint_in, guess, name_of, read_config
 from .preprocessing import Preprocessing
 from .readers import (
     METADATA_KEY,
@@ -105,7 +105,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
 def load_checkpoint(
     path: str | os.PathLike, *, assume: Checkpoint | None = None, labels: Sequence[str] | None = None
 ) -> Checkpoint:
-    """Read model.safetensors, timm's .safetensors, .pth and .pt, or the authors' .pth.tar, whatever the file is called.
+    """Read model.safetensors, timm's .safetensors, .pth and .pt, or the authors' .pth.tar, whatever the file is called;
+    or the best of these in a folder that timm or train/run.py wrote.
 
     ``assume`` describes a file that holds nothing but tensors (its own state_dict is not used), and any file must then
     have its architecture. Without it such a file is described by the ``config.json`` beside it, by what timm's train.py
@@ -119,10 +120,11 @@ def load_checkpoint(
 
     Raises CheckpointError when the file cannot be read or is not a whole, finite ConvMixer. No code in it is run.
     """
-    path = Path(path)
+    name, path = name_of(Path(path)), Path(path)
+    path = checkpoint_in(path) if os.path.isdir(path) else path
     try:
         tensors, metadata, facts = read_tensors(path)
-        described = _parse(metadata) if metadata is not None else assume or _guess(path, tensors, facts, labels)
+        described = _parse(metadata) if metadata is not None else assume or _guess(name, path, tensors, facts, labels)
         if assume and described.config != assume.config:
             raise CheckpointError(f"holds {described.config}, not {assume.config}")
         if labels is not None:
@@ -168,7 +170,7 @@ def _parse(metadata: str) -> Checkpoint:
         raise CheckpointError(f"has damaged metadata: {error_summary(error)}") from error
 
 
-def _guess(path: Path, tensors: dict[str, np.ndarray], facts: dict, labels: Sequence[str] | None) -> Checkpoint:
+def _guess(name: str, path: Path, tensors: dict, facts: dict, labels: Sequence[str] | None) -> Checkpoint:
     """The likely description of a file that holds nothing but tensors and ``facts``, as load_checkpoint documents."""
-    fields = guess(path, tensors, facts | read_config(path.parent), labels)
-    return Checkpoint(state_dict={}, training={}, accuracy={}, **fields)
+    fields = guess(tensors, facts | read_config(path.parent), labels)
+    return Checkpoint(name, state_dict={}, training={}, accuracy={}, **fields)

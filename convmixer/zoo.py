@@ -7,7 +7,6 @@ Environment: ``CONVMIXER_CACHE`` is the folder of files from the authors' releas
 """
 
 import difflib
-import logging
 import os
 import re
 import sys
@@ -19,7 +18,8 @@ from pathlib import Path
 from . import hub
 from .config import PUBLISHED, ConvMixerConfig, count_parameters
 from .download import DownloadError, Progress, fetch
-from .guess import CHECKPOINT_SUFFIXES, checkpoint_in
+from .engine import say_once
+from .guess import CHECKPOINT_SUFFIXES
 from .labels import imagenet_labels
 from .preprocessing import CIFAR10, IMAGENET, Preprocessing
 from .weights import Checkpoint, CheckpointError, load_checkpoint, read_description
@@ -90,8 +90,8 @@ def load(
         advice = f"to download it again, run: python -m convmixer download {name}"
         raise CheckpointError(f"{error}; {advice}") from error
     if checkpoint.assumed:
-        line = f"{os.fsdecode(model)}: assumed {', '.join(checkpoint.assumed)}; timm's config.json beside it would tell"
-        logging.getLogger("convmixer").warning(line)
+        assumed = ", ".join(checkpoint.assumed)
+        say_once(f"{os.fsdecode(model)}: assumed {assumed}; timm's config.json beside it would tell")
     return replace(checkpoint, name=name or checkpoint.name)
 
 
@@ -101,7 +101,7 @@ def resolve(model: str | os.PathLike = "auto", progress: Progress | None = None)
     model: a name out of MODELS; ``hf:USER/NAME`` or ``hf:USER/NAME@REVISION`` on the Hugging Face Hub; a file, told by
     its suffix or its folder; a folder that timm or train/run.py wrote; or ``auto``, which is the file or folder that
     COG_WEIGHTS names, if set, else the most accurate ImageNet model that is here, else the shipped model. For a file
-    the name is the file's own. Raises ModelError, CheckpointError or DownloadError.
+    or folder the name is its own. Raises ModelError, CheckpointError or DownloadError.
     """
     name, path = _find(model, progress)
     return name or path.name, path
@@ -185,7 +185,7 @@ def cache_dir() -> Path:
 
 
 def _find(model: str | os.PathLike, progress: Progress | None) -> tuple[str | None, Path]:
-    """The name (None for a file) and the file of what resolve accepts."""
+    """The name (None for a file or folder) and the file of what resolve accepts."""
     model = os.fsdecode(model)
     if model == "auto":
         return _find_auto()
@@ -193,11 +193,11 @@ def _find(model: str | os.PathLike, progress: Progress | None) -> tuple[str | No
         return model, local_path(model) or download(model, progress)
     if model.startswith(hub.PREFIX):
         repo, revision = _on_the_hub(model)
-        *_, path = here = [hub.cached(repo, file, revision) for file in (hub.CONFIG, hub.WEIGHTS)]
-        return model, path if all(here) else _download_from_hub(model, progress)
+        config, weights = (hub.cached(repo, file, revision) for file in (hub.CONFIG, hub.WEIGHTS))
+        return model, weights if config and weights else _download_from_hub(model, progress)
     is_path_like = os.path.basename(model) != model or model.endswith(CHECKPOINT_SUFFIXES)
     if is_path_like or os.path.exists(model):
-        return None, _file(model)
+        return None, Path(model)
     raise _unknown(model)
 
 
@@ -205,17 +205,13 @@ def _find_auto() -> tuple[str | None, Path]:
     if file := os.environ.get("COG_WEIGHTS"):
         if not os.path.exists(file):
             raise CheckpointError(f"the file that COG_WEIGHTS names is not there: {file}")
-        return None, _file(file)
+        return None, Path(file)
     here = [entry for entry in MODELS.values() if not entry.shipped and local_path(entry.name)]
     if here:
         best = max(here, key=lambda entry: entry.accuracy["top1"])
         return best.name, local_path(best.name)
     shipped = next(entry for entry in MODELS.values() if entry.shipped)
     return shipped.name, download(shipped.name)
-
-
-def _file(path: str) -> Path:
-    return checkpoint_in(Path(path)) if os.path.isdir(path) else Path(path)
 
 
 def _places(entry: ModelEntry) -> list[Path]:

@@ -115,6 +115,12 @@ def test_download_asks_for_the_newest(server, home, weights, random_checkpoint):
     assert zoo.resolve(f"hf:{REPO}@{old.parent.name}")[1] == old
 
 
+def test_a_connection_that_was_cut_is_no_end(server, home, weights, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    server.add(REPO, model=weights)["model"].cuts = [1000, 2000]
+    assert zoo.download(f"hf:{REPO}").read_bytes() == weights
+
+
 def test_a_revision_is_a_branch_a_tag_or_a_commit(server, home, weights, random_checkpoint):
     other = random_checkpoint(seed=1, classes=3).read_bytes()
     server.add(REPO, model=weights)
