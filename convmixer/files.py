@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .images import ImageError, is_recognised
+from .decoders import ImageError, is_recognised
 
 MAX_BYTES = 100 * 2**20  # of what comes from an address or from standard input
 FETCH_SECONDS = 30.0  # without a byte from an address
