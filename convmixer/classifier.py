@@ -1,7 +1,7 @@
 """The classifier: a network, its preprocessing and its labels, loaded once and used for any number of pictures."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -42,7 +42,8 @@ class Classifier:
     A picture is whatever `convmixer.images.load_image` reads (path, bytes, file, PIL image), or an array that `prepare`
     gave.
 
-    model: a name of `convmixer.zoo.MODELS`, "auto", or a checkpoint file; a named model is downloaded once.
+    model: a name of `convmixer.zoo.MODELS`, "auto", "hf:USER/NAME[@REVISION]" on the Hugging Face Hub, a checkpoint
+        file, or a folder that timm wrote; what was asked for by name is downloaded once.
     device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
     precision: what most of the arithmetic is done in. "float32" gives the network's own logits; "bfloat16", "float16"
         and "int8" are faster and less exact, where the processor has them. By default what the environment variable
@@ -50,6 +51,7 @@ class Classifier:
     allow_truncated: take pictures whose file ends too early, as `load_image` does.
     engine: "kernel" (this project's), "numpy", "torch", or "auto", the fastest here; see `convmixer.engine.choose`.
     progress: called with (bytes so far, total bytes or None) during a download.
+    labels: one text for each class, in the place of the model's own; see `convmixer.labels.read_labels`.
 
     Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device, precision or engine that cannot
     be used. The methods raise ImageError for a picture that cannot be read.
@@ -64,10 +66,11 @@ class Classifier:
         engine: str = "auto",
         allow_truncated: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
+        labels: Sequence[str] | None = None,
     ):
         self.device = find_device(device and str(device), engine)  # first: a mistake should not cost a download
         precision = precision or os.environ.get("CONVMIXER_PRECISION") or "auto"
-        checkpoint: Checkpoint = zoo.load(model, progress)
+        checkpoint: Checkpoint = zoo.load(model, progress, labels)
         self.allow_truncated = allow_truncated
         self.name = checkpoint.name
         self.config = checkpoint.config

@@ -15,6 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def empty_hub_cache(tmp_path_factory):
+    """What timm has fetched on this machine does not change what "auto" means."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+        yield
+
+
 @pytest.fixture
 def photos() -> Path:
     """The folder of real photographs: dog.jpg, cat.jpg, pizza.jpg, shuttle.jpg."""

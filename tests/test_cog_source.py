@@ -244,7 +244,8 @@ class Bake:
 
     def __init__(self, web: FileServer, folder: Path):
         self.web, self.folder = web, folder
-        self.sources = zoo.MODELS[BAKED].sources
+        entry = zoo.MODELS[BAKED]
+        self.sources = f"https://huggingface.co/{entry.repo}/resolve/main/model.safetensors", entry.release
 
     def serve(self, number: int, size: int) -> None:
         self.web.resources[f"/{number}"] = Resource(bytes(size))

@@ -19,8 +19,9 @@ from timm.models.convmixer import ConvMixer as TimmConvMixer
 
 from convmixer import Classifier
 from convmixer.config import ConvMixerConfig
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import Preprocessing
-from convmixer.weights import Checkpoint, imagenet_labels, save_checkpoint
+from convmixer.weights import Checkpoint, save_checkpoint
 from convmixer.zoo import MODELS
 from train import evaluate
 from train.sources import open_source

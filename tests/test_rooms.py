@@ -114,9 +114,5 @@ def test_who_only_decodes_or_starts_does_not_wait_for_pytorch(module):
 
 def test_the_requirements_of_the_core_are_few():
     lines = (ROOT / "requirements" / "core.txt").read_text().splitlines()
-    assert {line.split("==")[0] for line in lines if line[0] != "#"} == {
-        "numpy",
-        "pillow",
-        "pillow-heif",
-        "safetensors",
-    }
+    core = {"numpy", "pillow", "pillow-heif", "safetensors", "huggingface_hub"}
+    assert {line.split("==")[0] for line in lines if line[0] != "#"} == core

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from convmixer.images import load_image
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import Preprocessing, preprocess
-from convmixer.weights import imagenet_labels
 from train.augment import Chances, augment, draw, together
 from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
 from train.distributed import World
