@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 SUPPORTED = "supported formats are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, PPM and TGA"
 
@@ -63,8 +63,8 @@ class _Warnings:
             warnings.warn(message, category, stacklevel + 1, **options)
 
 
-_HUSHED = _Warnings()
-Image.warnings = TiffImagePlugin.warnings = _HUSHED  # the latter reads the EXIF of all formats
+# The modules that warn about what is in a file; that of TIFF reads the EXIF of all formats.
+Image.warnings = PngImagePlugin.warnings = TiffImagePlugin.warnings = _Warnings()
 
 
 @contextlib.contextmanager
@@ -92,13 +92,11 @@ def identify(stream: BinaryIO, name: str) -> ImageFile.ImageFile:
     format = _format_of(prefix, stream)
     if format is None:
         raise ImageError(f"{name} cannot be read as a picture; {SUPPORTED}")
-    try:
-        decoder = _decoder_of(format)
-    except ImportError as error:
-        raise ImageError(f"{name} is HEIC: install pillow-heif, or save it as JPEG") from error
     stream.seek(0)
     try:
-        image = decoder(stream)
+        image = _decoder_of(format)(stream)
+    except ImportError as error:
+        raise ImageError(f"{name} is HEIC: install pillow-heif, or save it as JPEG") from error
     except (SyntaxError, OSError, ValueError) as error:
         kind = f"begins like {format} but is damaged, cut short or something else"
         raise ImageError(f"{name} {kind}; {SUPPORTED}") from error
@@ -135,10 +133,7 @@ def _format_by_brands(prefix: bytes, stream: BinaryIO) -> str | None:
 
 def _decoder_of(format: str) -> type[ImageFile.ImageFile]:
     place, name = _DECODERS[format]
-    module = importlib.import_module(place)
-    if format == "PNG":
-        module.warnings = _HUSHED
-    return getattr(module, name)
+    return getattr(importlib.import_module(place), name)
 
 
 def check_jpegs_in_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:

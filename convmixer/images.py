@@ -44,8 +44,8 @@ def load_image(
         any does. None: all pixels.
     max_pixels: a larger picture is refused from its header, before any pixel is decoded. Only a JPEG of one scan is
         then decoded at such a fraction, whole or not, if that fits: libjpeg does this in little memory.
-    allow_truncated: take a JPEG, PNG, GIF, BMP or PPM whose file ends too early, with grey or black for the pixels that
-        are missing. Without it only a JPEG that lacks nothing but its end marker is taken.
+    allow_truncated: take a JPEG, PNG, GIF, BMP or PPM, from a file or bytes, whose data ends too early, with one colour
+        for the pixels that are missing. Without it only a JPEG that lacks nothing but its end marker is taken.
 
     Raises ImageError, and nothing else, if the source gives no picture. Any number of threads may call this.
     """

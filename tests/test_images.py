@@ -195,6 +195,9 @@ def test_warnings_are_kept_from_the_caller_in_all_threads_and_from_nobody_else()
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(load_or_refuse, sources * 100)) == outcomes
     assert load_image(bad).size == (1, 1) and warnings.filters == before
+    at = bad.index(b"acTL") - 4
+    late = bad[:at] + bad[at + 20 : -12] + bad[at : at + 20] + bad[-12:]  # read when the pixels are
+    assert load_image(Image.open(io.BytesIO(late))).size == (1, 1)
     with pytest.raises(UserWarning, match="APNG"):
         Image.open(io.BytesIO(bad))
 
