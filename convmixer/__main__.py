@@ -37,6 +37,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     classify.add_argument("--json", action="store_true", help="one JSON object a line")
     classify.add_argument("--heatmap", metavar="FILE", help="write where the best class was seen, as a picture")
     classify.add_argument(
+        "--allow-truncated", action="store_true", help="take pictures whose file ends too early, as far as they go"
+    )
+    classify.add_argument(
         "--workers", type=positive, metavar="N", help="pictures decoded at a time; default: one for each core"
     )
     add_engine_options(classify)

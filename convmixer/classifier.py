@@ -101,7 +101,8 @@ class Classifier:
 
     def classify(self, image, top_k: int = 5) -> list[Prediction]:
         """The ``top_k`` best classes of one picture, best first; all of them where there are fewer."""
-        return self.classify_many([image], top_k)[0]
+        _check_top_k(top_k)
+        return self._ranked(self.scores([image])[0], top_k)
 
     def classify_many(self, images: Iterable, top_k: int = 5, errors: str = "raise") -> list:
         """`classify` for each picture, in order; they are decoded on all cores, and only a few are in memory at a time.

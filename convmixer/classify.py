@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         precision=arguments.precision,
         engine=arguments.engine,
+        allow_truncated=arguments.allow_truncated,
         progress=terminal_progress(arguments.model),
         labels=read_labels(arguments.labels) if arguments.labels else None,
     )

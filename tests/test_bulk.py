@@ -216,3 +216,12 @@ def test_other_pictures_are_answered_beside_a_broken_one(random_checkpoint, pict
         classifier.classify_many(sources)
     with pytest.raises(ValueError, match="errors is 'ignore'"):
         classifier.classify_many(sources, errors="ignore")
+
+
+def test_a_picture_that_is_cut_short_is_taken_on_request(tmp_path, picture):
+    picture(300, 200).save(tmp_path / "a.jpg", quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
+    refused = run(tmp_path / "half.jpg")
+    assert refused.returncode == 2 and refused.stderr.count(b"\n") == 1
+    assert run(tmp_path / "half.jpg", "--allow-truncated").returncode == 0
