@@ -175,3 +175,30 @@ def test_a_jpeg_is_read_without_the_decoders_of_other_formats(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "\n"
+
+
+# XMP beside EXIF
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description'
+XMP = f'{XMP} xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'.encode()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "TIFF", "AVIF", "HEIC"])
+def test_orientation_in_xmp_is_not_applied(format):
+    """Browsers show such pictures as they are stored, and so do the programs that write both."""
+    picture = gradient(32, 16)
+    if format == "HEIC":  # pillow-heif would turn what XMP says into a transformation
+        data = heic(picture, xmp=XMP.replace(b'"6"', b'"1"')).replace(b'Orientation="1"', b'Orientation="6"')
+    elif format == "TIFF":
+        data = encode(picture, format, tiffinfo={700: XMP})
+    else:
+        data = encode(picture, format, xmp=XMP)
+    assert XMP in data
+    assert load_image(data).size == (32, 16)
+    assert load_image(Image.open(BytesIO(data))).size == (32, 16) if format != "HEIC" else True
+    if format not in ("TIFF", "HEIC"):
+        both = encode(picture, format, xmp=XMP, exif=exif(3))
+        assert load_image(both).size == (32, 16) and load_image(both) == load_image(
+            encode(picture, format, exif=exif(3))
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import ORIENTATION, encode, exif, gradient, heic, noise, pixels, png, png_bomb, png_chunk, refuse
+from picture_files import ORIENTATION, encode, exif, noise, pixels, png, png_bomb, png_chunk, refuse
 from PIL import Image, ImageFile, features
 
 from convmixer import images
@@ -302,27 +302,3 @@ def test_first_frame_of_animations():
         assert Image.open(io.BytesIO(data)).n_frames == 2
         colour = np.asarray(load_image(data), dtype=int).reshape(-1, 3)
         assert abs(colour - (255, 0, 0)).max() <= 2, format
-
-
-XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description'
-XMP = f'{XMP} xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'.encode()
-
-
-@pytest.mark.parametrize("format", ["JPEG", "WEBP", "TIFF", "AVIF", "HEIC"])
-def test_orientation_in_xmp_is_not_applied(format):
-    """Browsers show such pictures as they are stored, and so do the programs that write both."""
-    picture = gradient(32, 16)
-    if format == "HEIC":  # pillow-heif would turn what XMP says into a transformation
-        data = heic(picture, xmp=XMP.replace(b'"6"', b'"1"')).replace(b'Orientation="1"', b'Orientation="6"')
-    elif format == "TIFF":
-        data = encode(picture, format, tiffinfo={700: XMP})
-    else:
-        data = encode(picture, format, xmp=XMP)
-    assert XMP in data
-    assert load_image(data).size == (32, 16)
-    assert load_image(Image.open(io.BytesIO(data))).size == (32, 16) if format != "HEIC" else True
-    if format not in ("TIFF", "HEIC"):
-        both = encode(picture, format, xmp=XMP, exif=exif(3))
-        assert load_image(both).size == (32, 16) and load_image(both) == load_image(
-            encode(picture, format, exif=exif(3))
-        )
