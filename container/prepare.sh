@@ -9,7 +9,8 @@ command -v g++ >/dev/null || compiler=g++
 apt-get update -qq
 [ -z "$compiler" ] || apt-get install -qqy --no-install-recommends "$compiler" >/dev/null
 
-python -c "from convmixer.cpu import kernel; [kernel.load(size, 'float32') for size in (5, 7, 9)]"
+# The project comes to /src later, around this folder.
+python -m convmixer.cpu.compiler /src/convmixer/cpu/ahead
 if [ "${1:-}" = gpu ]; then
     python -m convmixer.gpu.ahead
     chmod a+x /root # uv keeps Python below it, and a container may run as an ordinary user

@@ -248,6 +248,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except ModuleNotFoundError as error:  # of what only some commands need
+        return fail(f"{error.name} is not installed, and this needs it: pip install {error.name}")
     except (ValueError, RuntimeError, OSError) as error:
         return fail(" ".join(str(error).split()))
 

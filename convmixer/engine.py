@@ -124,8 +124,10 @@ def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{what} is {name!r:.80}; it must be one of {', '.join(known)}")
 
 
-def check_pictures(pictures: np.ndarray, config: ConvMixerConfig) -> None:
-    """Raises ValueError unless ``pictures`` are what `Engine.run` takes."""
+def check_pictures(pictures: np.ndarray, config: ConvMixerConfig, stages: int = 0) -> None:
+    """Raises ValueError unless ``pictures`` and ``stages`` are what `Engine.run` takes."""
+    if not 0 <= stages <= config.depth + 1:
+        raise ValueError(f"stages is {stages}; it must be 0 to {config.depth + 1}")
     patch, chans = config.patch_size, config.in_chans
     if not isinstance(pictures, np.ndarray) or pictures.dtype != np.float32:
         kind = getattr(pictures, "dtype", type(pictures).__name__)
@@ -150,7 +152,10 @@ def open_engine(
     if choice.note:
         _say_once(choice.note)
     if choice.engine == "torch":
-        from .torch_engine import TorchEngine
+        try:
+            from .torch_engine import TorchEngine
+        except ImportError as error:
+            raise ValueError("engine 'torch' needs PyTorch: pip install torch") from error
 
         return TorchEngine(config, weights, device, choice.precision, choice.layout)
     if choice.engine == "numpy":

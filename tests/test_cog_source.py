@@ -250,7 +250,7 @@ class Bake:
         self.web.resources[f"/{number}"] = Resource(bytes(size))
 
     def run(self) -> bool:
-        (variable,) = CONFIG["environment"]
+        variable = CONFIG["environment"][0]
         for command in CONFIG["build"]["run"]:
             if command.startswith("uv pip "):
                 continue  # packages, which are here already

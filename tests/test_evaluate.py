@@ -212,7 +212,7 @@ def test_folders_named_by_synset_are_matched_to_imagenet(tmp_path, measured, run
     code, out, err = run("--model", model, "--data", data)
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0] == "small on set"
+    assert lines[0] == "small on set, in float32 by engine kernel"
     assert lines[1] == "  top-1   30.00 %  3 of 10   published: 80.16 % (timm, ImageNet-1k validation)"
     assert lines[2] == "  top-5   60.00 %  6 of 10   published: 95.07 % (timm, ImageNet-1k validation)"
 
@@ -253,7 +253,7 @@ def test_mirroring_is_said_and_averages_the_logits(odd_folder, tmp_path, measure
     assert mirrored["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, truth).item(), rel=1e-5)
     assert mirrored["loss"] != pytest.approx(plain["loss"], rel=1e-4)
     assert run("--model", model, "--data", odd_folder, "--flip")[1].splitlines()[0] == (
-        "small on odd, with mirrored test-time augmentation"
+        "small on odd, with mirrored test-time augmentation, in float32 by engine kernel"
     )
     assert "mirrored" not in run("--model", model, "--data", odd_folder)[1]
 
@@ -367,16 +367,3 @@ def test_a_reader_that_has_seen_enough_is_no_error(odd_folder, tmp_path):
         process = subprocess.Popen(command, cwd=ROOT, text=True, env=environment | buffering, **pipes)
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 0)
-
-
-def test_logits_come_to_the_device_of_the_pictures():
-    """A classifier gives them on the CPU, and on a GPU the labels wait there; every machine has the device "meta"."""
-
-    class ClassifierOnTheCPU:
-        network = torch.nn.Identity()
-
-        def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(len(pictures), 10)
-
-    pictures = torch.zeros(2, 3, 8, 8, device="meta")
-    assert evaluate.Answering(ClassifierOnTheCPU())(pictures).device == pictures.device

@@ -218,7 +218,7 @@ def test_timm_opens_the_folder_of_an_imagenet_shape(command, picture, tmp_path):
     transform = timm.data.create_transform(**data_config)
     assert data_config["input_size"] == [3, 70, 70]
     image = picture(120, 90)
-    expected = preprocess(image, preprocessing)[None]
+    expected = torch.from_numpy(preprocess(image, preprocessing)[None])
     prepared = transform(image)[None]
     torch.testing.assert_close(prepared, expected, rtol=0, atol=1e-6)
     with torch.inference_mode():

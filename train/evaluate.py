@@ -50,7 +50,7 @@ class Evaluation:
     split: Literal["test", "holdout", "tune", "train"] | None = None  # of CIFAR; test by default
     flip: bool = False  # mirrored test-time augmentation: the mean of the logits of each picture and its mirror image
     amp: Literal["off", "bf16", "fp16", "auto"] = "off"  # mixed precision, in PyTorch's operators
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the classifier (see README); int8 on CPUs only
+    precision: Literal["float32", "bfloat16", "float16", "int8"] = "float32"  # of the classifier, see README
     batch_size: int = 256
     device: str | None = None  # cpu, cuda, ...; the GPU where there is one
     workers: int = max(1, min(8, os.cpu_count() or 1))  # processes that read the pictures; 0: this one
@@ -69,14 +69,14 @@ class Mirrored(nn.Module):
 
 
 class Answering(nn.Module):
-    """The logits that a classifier answers with, as a module; its parameter says where they are wanted."""
+    """The logits that a classifier answers with, as a module of the CPU."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
         self.classifier, self.here = classifier, nn.Parameter(torch.empty(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.classifier.logits(x)).to(x.device)
+        return torch.from_numpy(self.classifier.logits(x))
 
 
 def match_classes(names: tuple[str, ...], labels: tuple[str, ...]) -> tuple[list[int], str]:
@@ -192,6 +192,8 @@ def measure(options: Evaluation) -> dict:
         "loss": counts["loss"],
         "tta": "flip" if options.flip else None,
         "amp": amp,
+        "engine": "torch" if is_plain else classifier.engine.name,
+        "precision": classifier.engine.precision if amp == "off" else amp,
         "matched_by": matched_by,
         "images_per_s": counts["images"] / seconds,
         "per_class": [
@@ -215,8 +217,7 @@ def beside(reported: dict, key: str) -> str:
 
 def show(result: dict) -> None:
     tta = ", with mirrored test-time augmentation" if result["tta"] else ""
-    precision = "" if result["amp"] == "off" else f", in {result['amp']}"
-    print(f"{result['model']} on {result['data']}{tta}{precision}")
+    print(f"{result['model']} on {result['data']}{tta}, in {result['precision']} by engine {result['engine']}")
     for k in ("top1", "top5"):
         count = f"{result[f'{k}_count']:,} of {result['images']:,}"
         print(f"  top-{k[3]}  {result[k]:6.2f} %  {count}{beside(result['reported'], k)}")

@@ -40,15 +40,19 @@ class KernelEngine:
         stem, *stages = (
             Stage(**{name: array.ctypes.data for name, array in arrays.items()}) for arrays in self._arrays
         )
-        sizes = config.in_chans, config.patch_size, config.dim, len(self._arrays[0]["bias"]) // self._library.convmixer_lanes(), config.depth
+        sizes = (
+            config.in_chans,
+            config.patch_size,
+            config.dim,
+            len(self._arrays[0]["bias"]) // self._library.convmixer_lanes(),
+            config.depth,
+        )
         halves = [(Stage * config.depth)(*stages[half::2]) for half in (0, 1)]
         self._network = Network(*sizes, int(config.activation == "relu"), stem, *halves)
 
     def run(self, pictures: np.ndarray, stages: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        check_pictures(pictures, self.config)
+        check_pictures(pictures, self.config, stages)
         config, count = self.config, len(pictures)
-        if not 0 <= stages <= config.depth + 1:
-            raise ValueError(f"stages is {stages}; it must be 0 to {config.depth + 1}")
         pictures = np.ascontiguousarray(pictures)
         height, width = pictures.shape[2:]
         sides = height // config.patch_size, width // config.patch_size
@@ -95,7 +99,7 @@ def pack(config: ConvMixerConfig, weights: Weights, lanes: int, precision: str) 
         return {"weight": _laid(_padded(weight, channels).reshape(blocks, lanes, -1).transpose(0, 2, 1))}
 
     def columns(name: str, in_blocks: int, precision: str) -> dict[str, np.ndarray]:
-        """Pointwise weights (out, in, ...) as (out / columns, in / pack, columns, pack), where columns is COLUMNS * lanes.
+        """Pointwise weights (out, in, ...) as (out / columns, in / pack, columns, pack): columns is COLUMNS * lanes.
 
         The inputs are filled up with zeros to in_blocks * lanes; ``pack`` neighbouring ones share 32 bits.
         """

@@ -10,6 +10,9 @@
 #include <cstring>
 
 #include "vectors.h"
+#ifndef NOPF
+#define NOPF
+#endif
 
 constexpr int PAD = KERNEL / 2;
 
@@ -82,8 +85,7 @@ struct Target {
 // A product of one group over some of the input channels: those of `blocks` blocks.
 struct Part {
     const char *tile, *weights, *ahead;
-    int64_t blocks;
-    int lines;  // to be asked for from `ahead` for each block, so that the next weights are in the level-2 cache in time
+    int64_t blocks, lines;  // lines: to be asked for from `ahead` for each block, so that the next weights are in the level-2 cache in time
     bool first, last;
     char* partial;
 };
@@ -102,7 +104,7 @@ static void product(Part part, const Stage& stage, int64_t channel, const Tile& 
     if (!part.first)
         UNROLL for (int i = 0; i < PIXELS * COLUMNS; i++) sum[i / COLUMNS][i % COLUMNS] = partial[i];
     for (int64_t block = 0; block < part.blocks; block++, words += ROWS * WORDS) {
-        for (int line = 0; line < part.lines; line++, part.ahead += 64) __builtin_prefetch(part.ahead, 0, 2);
+        for (int line = 0; line < part.lines NOPF; line++, part.ahead += 64) __builtin_prefetch(part.ahead, 0, 2);
         UNROLL for (int k = 0; k < WORDS; k++, w += COLUMNS * LANES) {
             Vector column[COLUMNS];
             UNROLL for (int c = 0; c < COLUMNS; c++) column[c] = load(w + c * LANES);
@@ -147,15 +149,15 @@ template <typename F>
 static void pointwise(const Tile& tile, int64_t in_blocks, int64_t out_blocks, const Stage& stage, const Target& target) {
     constexpr int64_t BLOCK = LANES / F::PACK * COLUMNS * LANES * 4;  // bytes of weights: a block of inputs, COLUMNS vectors
     constexpr int64_t CHUNK = std::max<int64_t>(1, CHUNK_BYTES / BLOCK);
-    const int lines = (BLOCK / 64 + tile.groups - 1) / tile.groups;
     const char* weights = (const char*)stage.weight;
     for (int64_t out = 0; out < out_blocks; out += COLUMNS)
         for (int64_t in = 0, blocks; in < in_blocks; in += blocks, weights += blocks * BLOCK) {
             blocks = std::min(CHUNK, in_blocks - in);
             for (int group = 0; group < tile.groups; group++) {
                 const char* first = (const char*)tile.packed + (group * in_blocks + in) * ROWS * LANES / F::PACK * 4;
-                const char* ahead = weights + (blocks * BLOCK + (int64_t)group * lines * blocks * 64);
-                const Part part{first, weights, ahead, blocks, lines, in == 0, in + blocks == in_blocks,
+                const int64_t lines = BLOCK / 64, asked = group * lines / tile.groups;
+                const char* ahead = weights + blocks * (BLOCK + asked * 64);
+                const Part part{first, weights, ahead, blocks, (group + 1) * lines / tile.groups - asked, in == 0, in + blocks == in_blocks,
                                 tile.partial + group * ROWS * COLUMNS * LANES * 4};
                 const int pixel = tile.begin(group), pixels = tile.begin(group + 1) - pixel;
                 product_of<F>(pixels, part, stage, out * LANES, tile, pixel, target);
