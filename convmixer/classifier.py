@@ -1,7 +1,7 @@
 """The classifier: a network, its preprocessing and its labels, loaded once and used for any number of pictures."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from . import zoo
+from .bulk import prepared
 from .engine import find_device, open_engine
 from .explain import HeatMap, class_activation_map
 from .images import ImageError, load_image
@@ -96,10 +97,35 @@ class Classifier:
         """The ``top_k`` best classes of one picture, best first; all of them where there are fewer."""
         return self.classify_many([image], top_k)[0]
 
-    def classify_many(self, images: Iterable, top_k: int = 5) -> list[list[Prediction]]:
-        """`classify` for each picture, in order. Only one slice of them is in memory at a time."""
+    def classify_many(self, images: Iterable, top_k: int = 5, errors: str = "raise") -> list:
+        """`classify` for each picture, in order; they are decoded on all cores, and only a few are in memory at a time.
+
+        errors: "raise", or "return" to get the ImageError of a picture that cannot be read in the place of its answer.
+        """
+        return [answer for batch in self.answers(images, top_k, errors) for answer in batch]
+
+    def answers(
+        self,
+        images: Iterable,
+        top_k: int = 5,
+        errors: str = "raise",
+        workers: int | None = None,
+        read: Callable = lambda image: image,
+    ) -> Iterator[list]:
+        """`classify_many`, as the answers come: lists of up to SLICE.
+
+        workers: pictures that are decoded at a time. read: makes a picture of what stands for it, in those workers.
+        """
         _check_top_k(top_k)
-        return [self._ranked(row, top_k) for row in self.scores(images)]
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors is {errors!r}; it must be 'raise' or 'return'")
+        for batch in prepared(images, lambda image: self.prepare(read(image)), SLICE, workers):
+            good = [one for one in batch if not isinstance(one, ImageError)]
+            broken = next((one for one in batch if isinstance(one, ImageError)), None)
+            if broken and errors == "raise":
+                raise broken
+            ranked = iter([self._ranked(row, top_k) for row in _softmax(self._logits(good))])
+            yield [one if isinstance(one, ImageError) else next(ranked) for one in batch]
 
     def scores(self, images: Iterable) -> np.ndarray:
         """The softmax over all classes, float32 (N, classes), of N pictures."""
@@ -109,8 +135,13 @@ class Classifier:
         """The network's logits, float32 (N, classes), of N pictures."""
         images, rows = iter(images), [np.empty((0, self.config.num_classes), np.float32)]
         while slice_ := list(islice(images, SLICE)):
-            rows.append(self.engine.run(np.stack([self.prepare(image) for image in slice_]))[0])
+            rows.append(self._logits([self.prepare(image) for image in slice_]))
         return np.concatenate(rows)
+
+    def _logits(self, prepared: list[np.ndarray]) -> np.ndarray:
+        if not prepared:
+            return np.empty((0, self.config.num_classes), np.float32)
+        return self.engine.run(np.stack(prepared))[0]
 
     def features(self, image) -> np.ndarray:
         """The feature maps of one picture behind the stem and behind each block: float32 (depth + 1, dim, h, w)."""

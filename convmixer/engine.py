@@ -172,10 +172,13 @@ def open_engine(
 
 
 def find_device(device: str | None, engine: str = "auto") -> str:
-    """What PyTorch calls a device: the one that was named, by default the GPU where there is one.
+    """What PyTorch calls a device.
 
-    PyTorch is imported where a GPU may be. Raises ValueError, one line, for a device that cannot be used.
+    device: "cpu", "cuda", "cuda:1" or its number alone, "mps", "gpu" (an NVIDIA GPU or a Mac's), or None or "auto": an
+    NVIDIA GPU where there is one, else the CPU. PyTorch is imported where a GPU may be. Raises ValueError, one line,
+    for a device that cannot be used.
     """
+    device = None if device == "auto" else device
     if device == "cpu" or (device is None and (engine == "numpy" or not _may_have_gpu())):
         return "cpu"
     try:
@@ -187,12 +190,16 @@ def find_device(device: str | None, engine: str = "auto") -> str:
         raise ValueError(f"device {device!r} needs PyTorch: pip install torch; or try 'cpu'") from error
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "gpu":
+        device = "mps" if torch.backends.mps.is_available() else "cuda"
+    elif device.isdecimal():
+        device = f"cuda:{device}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device {device!r} cannot be used ({reason}); try 'cpu', or 'cuda' on an NVIDIA GPU"
+            f"device {device!r} cannot be used ({reason}); try 'cpu', 'cuda' on an NVIDIA GPU, or 'mps' on a Mac"
         ) from error
     return str(torch.device(device))
 

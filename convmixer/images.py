@@ -141,6 +141,11 @@ def _identify(stream: BinaryIO, name: str) -> ImageFile.ImageFile:
     raise ImageError(f"{name} cannot be read as a picture; {_SUPPORTED}")
 
 
+def is_recognised(prefix: bytes) -> bool:
+    """Whether a file that begins so may be a picture."""
+    return any(Image.OPEN[format][1](prefix) is True for format in _FORMATS)
+
+
 def _reduce(image: JpegImageFile, stream: BinaryIO, max_pixels: int, target_size: int | None) -> None:
     """Have libjpeg decode at the scale that load_image describes, if there is one."""
     width, height = image.size

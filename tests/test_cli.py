@@ -11,7 +11,8 @@ from conftest import ROOT
 from PIL import Image
 
 from convmixer import Classifier
-from convmixer.__main__ import main, percent
+from convmixer.__main__ import main
+from convmixer.classify import percent
 from convmixer.zoo import MODELS
 
 

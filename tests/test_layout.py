@@ -82,6 +82,12 @@ def test_what_is_asked_for_wins(asked, compile, chosen, monkeypatch):
     assert choose_layout(recipe, "bf16", torch.device("cuda"), compile) == chosen
 
 
+def test_in_float32_a_gpu_measures_too(monkeypatch):
+    monkeypatch.setattr(layout, "look", lambda device, kernel_size: H200)
+    monkeypatch.setattr(layout, "measure_formats", lambda *arguments: {"channels_last": 2.0, "contiguous": 1.0})
+    assert choose_layout(TINY, "off", torch.device("cuda")) == Layout("contiguous", False)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_state_is_laid_out_as_asked(name):
     recipe = dataclasses.replace(TINY, memory_format=name, ema=0.9)

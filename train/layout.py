@@ -50,7 +50,9 @@ def known_layout(machine: Machine, kernel_size: int) -> Layout | None:
 def choose_layout(recipe: Recipe, amp: str, device: torch.device, compile: Compile = "auto") -> Layout:
     """What the recipe's memory format and ``compile`` ask for. "auto" is what is known, or what a block measures."""
     kernel_size, asked = recipe.model.kernel_size, recipe.memory_format
-    known = known_layout(look(str(device), kernel_size), kernel_size) if device.type == "cuda" else None
+    known = None
+    if device.type == "cuda" and amp != "off":  # in float32 nothing is known, and the kernels do not run
+        known = known_layout(look(str(device), kernel_size), kernel_size)
     if asked != "auto":
         memory_format = asked
     elif known:
@@ -94,6 +96,7 @@ def wrap(state: TrainingState, recipe: Recipe, world: World, layout: Layout) -> 
             warnings.warn(f"torch.compile failed ({reason}); the network runs as it is, and slower", stacklevel=2)
             return graph.forward
 
+    # Each size of part is compiled by itself. On one GPU a recipe has six at most; PyTorch gives up after eight.
     return torch.compile(forward, dynamic=False, backend=compile_or_not)
 
 
