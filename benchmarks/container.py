@@ -146,14 +146,18 @@ def table(rows: dict[str, dict]) -> str:
     names = ["image", "model", "engine", "size", "READY", "of which Docker", "memory", "stop", "exit"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for image, row in rows.items():
-        cells = [image, row["model"], row["engine"], f"{row['size'] / 1e6:,.0f} MB", f"{row['ready_s']:.2f} s"]
-        cells += [f"{row['docker_s']:.2f} s", f"{row['memory'] / 1e6:,.0f} MB", f"{row['stop_s']:.2f} s", str(row["exit"])]
-        lines.append(f"| {' | '.join(cells)} |")
+        seconds = {key: f"{row[key]:.2f} s" for key in ("ready_s", "docker_s", "stop_s")}
+        cells = [image, row["model"], row["engine"], megabytes(row["size"]), seconds["ready_s"], seconds["docker_s"]]
+        lines.append(f"| {' | '.join([*cells, megabytes(row['memory']), seconds['stop_s'], str(row['exit'])])} |")
     lines += ["", f"| image | {' | '.join(PARTS)} | the rest |", "|---" * (len(PARTS) + 2) + "|"]
     for image, row in rows.items():
         sizes = [*row["parts"].values(), row["size"] - sum(row["parts"].values())]
-        lines.append(f"| {image} | {' | '.join(f'{size / 1e6:,.0f} MB' for size in sizes)} |")
+        lines.append(f"| {image} | {' | '.join(map(megabytes, sizes))} |")
     return "\n".join(lines)
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 def main() -> None:
