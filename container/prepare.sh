@@ -23,10 +23,15 @@ rm -rf /var/lib/apt/lists/*
 # uv leaves this to the first start, and not every container may write it.
 python -m compileall -q "$(python -c 'import cog, pathlib; print(pathlib.Path(cog.__file__).parents[1])')"
 
+# The default model's weights, so that no container has to fetch them. They come from either of two places.
 model=convmixer_768_32
-if file=$(CONVMIXER_CACHE=weights python -m convmixer download "$model"); then
+weights=$PWD/weights
+if file=$(CONVMIXER_CACHE=$weights HF_HOME=$weights python -m convmixer download "$model"); then
     mkdir -p "$CONVMIXER_CACHE"
-    cp "$file" "$CONVMIXER_CACHE/"
+    case $file in
+    *.pth.tar) cp "$file" "$CONVMIXER_CACHE/$model.pth.tar" ;;
+    *) cp "$file" "$CONVMIXER_CACHE/$model.safetensors" ;;
+    esac
 else
     echo "$model could not be downloaded: the image has the shipped model alone."
 fi

@@ -28,8 +28,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     classify.add_argument("--resume", action="store_true", help="go on with that file: only what is missing")
     classify.add_argument("--sample", action="store_true", help="a picture that the program draws")
     classify.add_argument(
-        "--model", default="auto", help="name (see the models command) or checkpoint file; default: auto"
+        "--model",
+        default="auto",
+        help="name (see the models command), hf:USER/NAME, checkpoint file or timm's folder; default: auto",
     )
+    classify.add_argument("--labels", metavar="FILE", help="names of the classes: a text, one a line, or a JSON list")
     classify.add_argument("--top-k", type=positive, default=5, metavar="K", help="answers a picture; default: 5")
     classify.add_argument("--json", action="store_true", help="one JSON object a line")
     classify.add_argument("--heatmap", metavar="FILE", help="write where the best class was seen, as a picture")
@@ -45,12 +48,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     download = commands.add_parser(
         "download", help="fetch weights", description="Fetch a model's weights into the cache."
     )
-    download.add_argument("names", nargs="+", metavar="NAME", help="name, as in the models command")
+    download.add_argument("names", nargs="+", metavar="NAME", help="name, as in the models command, or hf:USER/NAME")
 
     export = commands.add_parser(
         "export", help="write a model as ONNX", description="Write a model as one self-contained ONNX file."
     )
-    export.add_argument("model", metavar="NAME|FILE", help="name (see the models command) or checkpoint file")
+    export.add_argument("model", metavar="NAME|FILE", help="as --model of the classify command")
     export.add_argument("--to", required=True, metavar="FILE", help="the file to write, such as model.onnx")
 
     arguments = parser.parse_args(argv)
@@ -62,7 +65,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu, cuda, 1 (the second GPU), gpu, mps, ...; default: auto, the GPU where there is one")
+    parser.add_argument(
+        "--device", help="cpu, cuda, 1 (the second GPU), gpu, mps, ...; default: auto, the GPU where there is one"
+    )
     parser.add_argument(
         "--engine", default="auto", help="kernel (this project's), numpy, torch; default: the fastest on this machine"
     )

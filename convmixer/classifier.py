@@ -1,7 +1,7 @@
 """The classifier: a network, its preprocessing and its labels, loaded once and used for any number of pictures."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -42,13 +42,16 @@ class Classifier:
     A picture is whatever `convmixer.images.load_image` reads (path, bytes, file, PIL image), or an array that `prepare`
     gave.
 
-    model: a name of `convmixer.zoo.MODELS`, "auto", or a checkpoint file; a named model is downloaded once.
+    model: a name of `convmixer.zoo.MODELS`, "auto", "hf:USER/NAME[@REVISION]" on the Hugging Face Hub, a checkpoint
+        file, or a folder that timm wrote; what was asked for by name is downloaded once.
     device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
     precision: what most of the arithmetic is done in. "float32" gives the network's own logits; "bfloat16", "float16"
         and "int8" are faster and less exact, where the processor has them. By default what the environment variable
         CONVMIXER_PRECISION says, else "auto": float32 on a CPU, 16 bits on a GPU.
+    allow_truncated: take pictures whose file ends too early, as `load_image` does.
     engine: "kernel" (this project's), "numpy", "torch", or "auto", the fastest here; see `convmixer.engine.choose`.
     progress: called with (bytes so far, total bytes or None) during a download.
+    labels: one text for each class, in the place of the model's own; see `convmixer.labels.read_labels`.
 
     Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device, precision or engine that cannot
     be used. The methods raise ImageError for a picture that cannot be read.
@@ -61,11 +64,14 @@ class Classifier:
         device: str | None = None,
         precision: str | None = None,
         engine: str = "auto",
+        allow_truncated: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
+        labels: Sequence[str] | None = None,
     ):
         self.device = find_device(device and str(device), engine)  # first: a mistake should not cost a download
         precision = precision or os.environ.get("CONVMIXER_PRECISION") or "auto"
-        checkpoint: Checkpoint = zoo.load(model, progress)
+        checkpoint: Checkpoint = zoo.load(model, progress, labels)
+        self.allow_truncated = allow_truncated
         self.name = checkpoint.name
         self.config = checkpoint.config
         self.labels = checkpoint.labels
@@ -154,7 +160,7 @@ class Classifier:
         or type.
         """
         if not hasattr(image, "dtype"):
-            return preprocess(load_image(image, target_size=self.preprocessing.resize), self.preprocessing)
+            return preprocess(self._load(image, self.preprocessing.resize), self.preprocessing)
         prepared, side = as_array(image), self.preprocessing.size
         shape = (self.config.in_chans, side, side)
         if prepared.shape != shape or prepared.dtype != np.float32:
@@ -187,9 +193,12 @@ class Classifier:
         predictions = self._ranked(scores, top_k)
         return predictions, [self._heatmap(picture, features, prediction.index) for prediction in predictions]
 
+    def _load(self, image, target_size: int) -> Image.Image:
+        return load_image(image, target_size=target_size, allow_truncated=self.allow_truncated)
+
     def _look(self, image) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         """The decoded picture, its last feature map (dim, h, w), and its scores (classes,)."""
-        picture = load_image(image, target_size=self.heatmap_side)
+        picture = self._load(image, self.heatmap_side)
         logits, features = self.engine.run(preprocess(picture, self.preprocessing)[None], stages=1)
         return picture, features[0, 0], _softmax(logits)[0]
 

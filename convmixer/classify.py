@@ -12,6 +12,7 @@ from .classifier import SLICE, Classifier
 from .download import terminal_progress
 from .files import find_pictures, read_source
 from .images import ImageError
+from .labels import read_labels
 from .results import Results
 from .sample import draw_sample
 
@@ -27,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         engine=arguments.engine,
         progress=terminal_progress(arguments.model),
+        labels=read_labels(arguments.labels) if arguments.labels else None,
     )
     if arguments.sample:
         show("sample", classifier, classifier.classify(draw_sample(), arguments.top_k), arguments.json)

@@ -150,7 +150,7 @@ def open_engine(
     """
     choice = choose(look(device, config.kernel_size, precision), config.kernel_size, engine, precision)
     if choice.note:
-        _say_once(choice.note)
+        say_once(choice.note)
     if choice.engine == "torch":
         try:
             from .torch_engine import TorchEngine
@@ -185,7 +185,7 @@ def find_device(device: str | None, engine: str = "auto") -> str:
         import torch
     except ImportError as error:
         if device is None:
-            _say_once("a GPU's driver is here; `make predict GPU=1` or `pip install torch` adds what uses it, 4.7 GB")
+            say_once("a GPU's driver is here; `make predict GPU=1` or `pip install torch` adds what uses it, 4.7 GB")
             return "cpu"
         raise ValueError(f"device {device!r} needs PyTorch: pip install torch; or try 'cpu'") from error
     if device is None:
@@ -239,5 +239,6 @@ def _may_have_gpu() -> bool:
 
 
 @functools.cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """Tells people something through the logger ``convmixer``, which without any setting writes to standard error."""
     logging.getLogger("convmixer").warning(line)

@@ -2,12 +2,10 @@
 
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .images import ImageError, is_recognised
+from .decoders import ImageError, is_recognised
 
 MAX_BYTES = 100 * 2**20  # of what comes from an address or from standard input
 FETCH_SECONDS = 30.0  # without a byte from an address
@@ -90,10 +88,12 @@ def read_source(name: str) -> str | bytes:
 
 
 def _fetch(address: str) -> bytes:
+    import urllib.request  # takes as long as all else that is imported here
+
     request = urllib.request.Request(address, headers={"User-Agent": "convmixer", "Accept": "image/*"})
     try:
         with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as answer:
             return answer.read(MAX_BYTES + 1)
-    except (OSError, ValueError, urllib.error.HTTPError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise ImageError(f"{address:.200} cannot be fetched ({reason}); give the address of a picture") from error

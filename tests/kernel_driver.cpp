@@ -1,8 +1,8 @@
 // Runs kernel.cpp on what test_cpu_targets.py writes to stdin, where no Python runs: for processors that are emulated.
 //
-// in: six numbers of Network, the picture's count, height, width, the stages and threads, all int64; then for the stem and
-// the two halves of each block weight, bias, scale and shift, each its size in bytes (int64) and its content; then the
-// pictures in the same way. out: convmixer_lanes() as int64, pooled, features.
+// in: six numbers of Network, the picture's count, height, width, the stages and threads, all int64; then for the stem
+// and the two halves of each block weight, bias, scale and shift, each its size in bytes (int64) and its content; then
+// the pictures in the same way. out: convmixer_lanes() as int64, pooled, features.
 
 #include <cstdio>
 #include <cstdlib>

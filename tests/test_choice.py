@@ -125,7 +125,7 @@ def test_answers_say_what_ran(python, tmp_path, picture):
 
 def test_a_fallback_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(engine_module, "look", lambda *_: NO_KERNEL)
-    engine_module._say_once.cache_clear()
+    engine_module.say_once.cache_clear()
     for _ in range(2):
         assert Classifier(device="cpu").engine.name == "numpy"
     assert caplog.messages == [SLOWER]

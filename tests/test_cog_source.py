@@ -254,7 +254,7 @@ STAND_IN = """#!/bin/sh
 echo "$(basename "$0") $*" >>log
 case "$*" in
 -c*) echo site-packages ;;
-*download*) echo weights.safetensors; exit ${DOWNLOAD_STATUS:-0} ;;
+*download*) echo "$WEIGHTS"; test -n "$WEIGHTS" ;;
 esac
 """
 
@@ -268,13 +268,12 @@ def prepare(tmp_path):
         (commands / name).symlink_to(shutil.which(name))
     (tmp_path / "container").mkdir()
     shutil.copy(ROOT / "container" / "prepare.sh", tmp_path / "container")
-    (tmp_path / "weights.safetensors").write_text("the weights")
 
-    def run(*words: str, tools=(), **environment: str) -> tuple[str, list[str]]:
+    def run(*words: str, tools=(), weights: str = "") -> tuple[str, list[str]]:
         for name in ("apt-get", "python", "chmod", "rm", *tools):
             (commands / name).write_text(STAND_IN)
             (commands / name).chmod(0o755)
-        environment |= {"PATH": str(commands), "CONVMIXER_CACHE": str(tmp_path / "cache")}
+        environment = {"PATH": str(commands), "CONVMIXER_CACHE": str(tmp_path / "cache"), "WEIGHTS": weights}
         command = ["sh", "container/prepare.sh", *words]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         return done.stdout, (tmp_path / "log").read_text().splitlines()
@@ -299,14 +298,16 @@ def test_a_compiler_that_was_there_stays(prepare):
     assert "python -m convmixer.gpu.ahead" in ran
 
 
-def test_the_weights_are_in_the_image(prepare, tmp_path):
-    output, ran = prepare()
+@pytest.mark.parametrize("name, suffix", [("model.safetensors", ".safetensors"), ("any.pth.tar", ".pth.tar")])
+def test_the_weights_are_where_the_zoo_looks(prepare, name, suffix, tmp_path, monkeypatch):
+    (tmp_path / name).write_text("the weights")
+    output, _ = prepare(weights=name)
     assert output == ""
-    assert "python -m convmixer download convmixer_768_32" in ran
-    assert (tmp_path / "cache" / "weights.safetensors").read_text() == "the weights"
+    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "cache"))
+    assert zoo.local_path("convmixer_768_32") == tmp_path / "cache" / f"convmixer_768_32{suffix}"
 
 
 def test_without_an_address_that_answers_the_shipped_model_is(prepare, tmp_path):
-    output, _ = prepare(DOWNLOAD_STATUS="1")
+    output, _ = prepare()
     assert output == "convmixer_768_32 could not be downloaded: the image has the shipped model alone.\n"
     assert not (tmp_path / "cache").exists()

@@ -216,10 +216,16 @@ def test_the_shipped_models_logits(shipped):
     assert relative_error(run(engine_of(net), pictures)[0], net(pictures)) < 1e-5
 
 
-@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.03), ("int8", 0.06)])
+@pytest.mark.parametrize(
+    ("precision", "target", "error"),
+    [("bfloat16", None, 0.03), ("int8", None, 0.06), ("int8", "-march=x86-64-v3", 0.03)],
+)
 @torch.inference_mode()
-def test_the_shipped_model_in_fewer_bits(precision, error, shipped):
+def test_the_shipped_model_in_fewer_bits(precision, target, error, shipped, monkeypatch):
     net, pictures = shipped
+    monkeypatch.setattr(engine_module, "load", kernel.load.__wrapped__)
+    if target:
+        monkeypatch.setattr(compiler, "NATIVE", target)
     try:
         rough = engine_of(net, precision)
     except KernelError as reason:

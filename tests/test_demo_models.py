@@ -55,7 +55,7 @@ def test_a_file_that_is_not_there_and_a_name_that_is_none_are_said_at_the_start(
 
 
 def test_weights_that_have_come_into_the_cache_can_answer(random_checkpoint, monkeypatch):
-    entry = zoo.ModelEntry("tiny", ConvMixerConfig(16, 2, 5, 2, 10), Preprocessing(32), {}, ("http://127.0.0.1:9/x",))
+    entry = zoo.ModelEntry("tiny", ConvMixerConfig(16, 2, 5, 2, 10), Preprocessing(32), {}, "ada/tiny", "http://a.b/x")
     monkeypatch.setitem(zoo.MODELS, "tiny", entry)
     models = Models()
     assert "tiny" not in models.names() and "tiny" in [row["name"] for row in models.missing()]

@@ -19,8 +19,9 @@ from timm.models.convmixer import ConvMixer as TimmConvMixer
 
 from convmixer import Classifier
 from convmixer.config import ConvMixerConfig
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import Preprocessing
-from convmixer.weights import Checkpoint, imagenet_labels, save_checkpoint
+from convmixer.weights import Checkpoint, save_checkpoint
 from convmixer.zoo import MODELS
 from train import evaluate
 from train.sources import open_source
@@ -286,6 +287,21 @@ def test_broken_pictures_are_named_counted_and_left_out(odd_folder, tmp_path, ru
     code, out, err = run("--model", model, "--data", odd_folder)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "no picture could be read" in err
+
+
+def test_pictures_are_decoded_as_timm_does_or_as_the_classifier_does(odd_folder, tmp_path, measured, run):
+    """The default is said; the other way gives the answers that the doors give."""
+    path = write_model(tmp_path / "model.safetensors", timm_network(num_classes=10), [f"label {i}" for i in range(10)])
+    code, out, _ = run("--model", path, "--data", odd_folder)
+    assert code == 0 and "decoded as timm does: no colour profile or EXIF orientation applied" in out
+    code, out, _ = run("--model", path, "--data", odd_folder, "--decode", "classifier")
+    assert code == 0 and "as timm does" not in out
+    files = sorted(odd_folder.rglob("*.*"))
+    answers = Classifier(path, device="cpu").classify_many(files, 1)
+    right = sum(best.label == file.parent.name for file, (best,) in zip(files, answers, strict=True))
+    result = measured("--model", path, "--data", odd_folder, "--decode", "classifier")
+    assert (result["decode"], result["top1_count"]) == ("classifier", right)
+    assert measured("--model", path, "--data", odd_folder)["loss"] != result["loss"]
 
 
 def test_the_part_that_training_held_out(odd_folder, tmp_path, measured):

@@ -20,7 +20,7 @@ MAY_NOT_IMPORT = {
 SERVING_MAY_IMPORT = {"convmixer", "numpy", "PIL"}
 # What the demo is made of: what the container has, Gradio, and of that two parts.
 DEMO_MAY_IMPORT = {"convmixer", "demo", "torch", "numpy", "PIL", "gradio", "gradio_client", "starlette"}
-ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "onnx", "onnxscript", "onnxruntime", "urllib"}
+ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "onnx", "onnxscript", "onnxruntime", "pillow_heif", "urllib"}
 
 
 def python_files(place: str) -> list[Path]:
@@ -114,4 +114,5 @@ def test_who_only_decodes_or_starts_does_not_wait_for_pytorch(module):
 
 def test_the_requirements_of_the_core_are_few():
     lines = (ROOT / "requirements" / "core.txt").read_text().splitlines()
-    assert {line.split("==")[0] for line in lines if line[0] != "#"} == {"numpy", "pillow", "safetensors"}
+    core = {"numpy", "pillow", "pillow-heif", "safetensors", "huggingface_hub"}
+    assert {line.split("==")[0] for line in lines if line[0] != "#"} == core

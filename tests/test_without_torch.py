@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 HEAVY = ("torch", "functorch", "triton", "nvidia", "timm")
-CORE = ("numpy", "PIL", "pillow", "safetensors")
+CORE = ("numpy", "PIL", "pillow", "_pillow_heif", "safetensors")  # how their folders and libraries begin
 
 
 def environment_of(folder: Path, wanted) -> Path:

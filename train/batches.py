@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from timm.data import ImageNetInfo, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from convmixer.images import load_image
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import Preprocessing, preprocess
-from convmixer.weights import imagenet_labels
 from train.augment import Chances, augment, draw, together
 from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
 from train.distributed import World
@@ -279,11 +281,11 @@ class HeldOut:
 
     def __init__(self, source: Source, preprocessing: Preprocessing, world: World, workers: int):
         self.source, self.world, self.workers = source, world, workers
-        prepared = Prepared(preprocessing)
+        prepared, decode = Prepared(preprocessing), partial(load_image, target_size=preprocessing.resize)
         if source.streaming:
-            self.samples = StreamSamples(source, prepared, 0, rank=world.rank, world=world.size)
+            self.samples = StreamSamples(source, prepared, 0, rank=world.rank, world=world.size, decode=decode)
         else:
-            self.samples = MapSamples(source, prepared, 0, replace_broken=False)
+            self.samples = MapSamples(source, prepared, 0, replace_broken=False, decode=decode)
 
     def __call__(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         options = {"batch_size": batch_size}

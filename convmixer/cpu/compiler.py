@@ -18,7 +18,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("kernel.cpp")
 AHEAD = "ahead"  # the folder beside SOURCE of what was compiled ahead
 # The number formats of the 1x1 convolutions, and what the processor must have for each.
-PRECISIONS = {"float32": (), "bfloat16": ("avx512_bf16",), "int8": ("avx512_vnni",)}
+PRECISIONS = {"float32": (), "bfloat16": ("avx512_bf16",), "int8": ("avx2",)}
 OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 COMPILERS = ("g++", "c++", "clang++")
@@ -32,6 +32,7 @@ VARIANTS = {
     "x86_64": (
         ("bfloat16", ("-march=x86-64-v4", "-mavx512bf16"), (*V4, "avx512_bf16")),
         ("int8", ("-march=x86-64-v4", "-mavx512vnni"), (*V4, "avx512_vnni")),
+        ("int8", ("-march=x86-64-v3",), V3),
         ("float32", ("-march=x86-64-v4",), V4),
         ("float32", ("-march=x86-64-v3",), V3),
     ),
