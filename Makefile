@@ -4,10 +4,14 @@ PORT ?=
 IMAGE ?=
 MODEL ?= auto
 GPU ?=
+CPU ?=
+COG ?= cog
+COG_FLAGS ?=
+TAG ?= convmixer$(if $(CPU),-cpu)
 
 BIN := .venv/bin
 
-.PHONY: predict demo test serve lint clean
+.PHONY: predict demo test serve container lint clean
 
 predict: .venv/.$(if $(GPU),gpu,core)
 	@$(BIN)/python -m convmixer classify --model "$(MODEL)" $(if $(IMAGE),"$(IMAGE)",--sample)
@@ -20,6 +24,9 @@ test: .venv/.dev
 
 serve: .venv/.serve
 	$(BIN)/python serve.py $(if $(PORT),--port $(PORT))
+
+container:
+	$(COG) build $(if $(CPU),-f cog.cpu.yaml) -t $(TAG) $(COG_FLAGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

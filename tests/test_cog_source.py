@@ -1,4 +1,7 @@
-"""What Cog's command line reads without running it, by the rules of Cog 0.23: predict.py, cog.yaml, .dockerignore."""
+"""What Cog's command line reads, by the rules of Cog 0.23: predict.py, cog.yaml and cog.cpu.yaml, .dockerignore.
+
+tests/test_container.py builds with it.
+"""
 
 import ast
 import fnmatch
@@ -13,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from file_server import FileServer, Resource
 
 import predict
 import serve
@@ -21,8 +23,7 @@ from convmixer import zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = (ROOT / "predict.py").read_text()
-CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
-BAKED = "convmixer_768_32"  # what the original page on Replicate answered with
+CONFIGS = {name: yaml.safe_load((ROOT / name).read_text()) for name in ("cog.yaml", "cog.cpu.yaml")}
 
 
 # predict.py, read as text.
@@ -169,21 +170,33 @@ def test_the_description_can_be_written_without_a_server(monkeypatch, tmp_path):
 # cog.yaml and the build.
 
 
-def test_cog_yaml_has_keys_that_cog_takes():
+@pytest.fixture(params=CONFIGS)
+def config(request) -> dict:
+    return CONFIGS[request.param]
+
+
+def test_a_config_has_keys_that_cog_takes(config):
     build = {"python_version", "python_requirements", "gpu", "cuda", "cudnn", "system_packages", "run", "sdk_version"}
-    assert set(CONFIG) <= {"build", "environment", "image", "run"}  # of the rest, each is deprecated
-    assert set(CONFIG["build"]) <= build
-    assert CONFIG["build"]["python_version"] == "3.12"  # a text: 3.10 as a number would be 3.1
-    assert CONFIG["build"]["gpu"] is True
-    for command in CONFIG["build"]["run"]:
+    assert set(config) <= {"build", "environment", "image", "run"}  # of the rest, each is deprecated
+    assert set(config["build"]) <= build
+    assert config["build"]["python_version"] == "3.12"  # a text: 3.10 as a number would be 3.1
+    for command in config["build"]["run"]:
         assert isinstance(command, str) and "\n" not in command
 
 
-def test_cog_yaml_names_the_predictor_and_the_requirements():
-    file, name = CONFIG["run"].split(":")
+def test_a_config_names_the_predictor_and_the_requirements(config):
+    file, name = config["run"].split(":")
     assert (ROOT / file).is_file()
     assert hasattr(predict, name)
-    assert (ROOT / CONFIG["build"]["python_requirements"]).is_file()
+    assert (ROOT / config["build"]["python_requirements"]).is_file()
+
+
+def test_the_two_containers_differ_in_the_gpu_alone():
+    gpu, cpu = CONFIGS.values()
+    (command,) = gpu["build"]["run"]
+    ours = {"gpu": False, "python_requirements": "requirements/core.txt", "run": [command.removesuffix(" gpu")]}
+    assert gpu["build"]["gpu"] is True and command.endswith(" gpu")
+    assert cpu == gpu | {"build": gpu["build"] | ours, "environment": gpu["environment"][:1]}
 
 
 def pins(name: str) -> dict[str, str]:
@@ -194,105 +207,107 @@ def pins(name: str) -> dict[str, str]:
 def test_the_versions_in_the_container_are_those_tested_here():
     gpu = pins("gpu")
     assert gpu == pins("core") | {"torch": "2.11.0"}  # the last one that Cog's table of CUDA versions knows
-    assert pins("serve") == {"cog": CONFIG["build"]["sdk_version"]}
-    (installs,) = (command for command in CONFIG["build"]["run"] if "install" in command)
-    first, otherwise = installs.split(" || ")
-    gradio = f"gradio=={pins('demo')['gradio']}"
-    assert first == f"uv pip install --no-cache {gradio}"  # as Cog itself calls it there
-    assert otherwise == f"python -m pip install --no-cache-dir {gradio}"  # should an image have no uv
+    assert {version["build"]["sdk_version"] for version in CONFIGS.values()} == {pins("serve")["cog"]}
 
 
-def test_cog_takes_the_environment():
+def test_cog_takes_the_environment(config):
     refused = ["PATH", "LD_LIBRARY_PATH", "PYTHON*", "VIRTUAL_ENV", "R8_*", "REPLICATE_*", "LIBRARY_PATH", "CUDA_*"]
     refused += ["NVIDIA_*", "NV_*", "PGET_*", "HF_ENDPOINT", "HF_HUB_ENABLE_HF_TRANSFER", "KUBERNETES_*"]
-    names = [entry.split("=")[0] for entry in CONFIG["environment"]]
+    names = [entry.split("=")[0] for entry in config["environment"]]
     assert names
     assert not [name for name in names for pattern in refused if fnmatch.fnmatchcase(name, pattern)]
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path of the project out of the container."""
-    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
-    parents = [path, *map(str, Path(path).parents)]
-    anywhere = [f"*/{pattern[3:]}" for pattern in patterns if pattern.startswith("**/")]
-    matches = any(fnmatch.fnmatch(f"/{parent}", pattern) for parent in parents for pattern in anywhere)
-    return matches or any(parent in patterns for parent in parents)
+    """Whether .dockerignore keeps a path of the project out of the container: the last line that fits decides."""
+    verdict = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.removeprefix("!")
+        anywhere = pattern.startswith("**/")
+        names = [f"/{name}" if anywhere else name for name in (path, *map(str, Path(path).parents)) if name != "."]
+        if any(fnmatch.fnmatchcase(name, pattern[1:] if anywhere else pattern) for name in names):
+            verdict = not line.startswith("!")
+    return verdict
 
 
 def test_the_container_gets_what_it_needs():
-    package = [
-        str(path.relative_to(ROOT)) for path in (ROOT / "convmixer").rglob("*") if path.suffix in {".py", ".txt"}
-    ]
-    assert len(package) > 5
-    page = ("demo/app.py", "demo/page.py", "demo/page.css", "demo/page.js")
-    for path in ("predict.py", "cog.yaml", "LICENSE", *page, *package):
+    kinds = {".py", ".txt", ".cpp", ".h", ".safetensors"}
+    rooms = [file for room in ("convmixer", "serving") for file in (ROOT / room).rglob("*") if file.suffix in kinds]
+    assert len(rooms) > 20
+    files = [str(file.relative_to(ROOT)) for file in rooms]
+    for path in ("predict.py", *CONFIGS, "container/prepare.sh", "LICENSE", ".cog/openapi_schema.json", *files):
         assert not ignored(path), path
-    assert not ignored(str(zoo.MODELS["convmixer_256_8_cifar10"].shipped.relative_to(ROOT)))
-    assert not ignored(".cog/tmp/requirements.txt")  # some versions of Cog refuse to build otherwise
 
 
-@pytest.mark.parametrize("path", [".git/HEAD", ".venv/bin/python", "data/x.bin", "runs/x/last.pt", "convmixer/x.pyc"])
+UNWANTED = [".git/HEAD", ".venv/bin/python", "data/x.bin", "runs/x/last.pt", "convmixer/x.pyc", "demo/app.py", "docs/x"]
+UNWANTED += ["convmixer/cpu/__pycache__/kernel.so", "convmixer/cpu/ahead/kernel.so", "serve.py", "tests/conftest.py"]
+
+
+@pytest.mark.parametrize("path", UNWANTED)
 def test_the_container_gets_nothing_large_or_private(path):
     assert ignored(path)
 
 
-# The weights in the container. The command of cog.yaml runs with this machine in place of the two sources.
+# container/prepare.sh, with stand-ins for all that it runs.
 
-
-class Bake:
-    """Runs the build's commands with other addresses and another folder."""
-
-    def __init__(self, web: FileServer, folder: Path):
-        self.web, self.folder = web, folder
-        entry = zoo.MODELS[BAKED]
-        self.sources = f"https://huggingface.co/{entry.repo}/resolve/main/model.safetensors", entry.release
-
-    def serve(self, number: int, size: int) -> None:
-        self.web.resources[f"/{number}"] = Resource(bytes(size))
-
-    def run(self) -> bool:
-        variable = CONFIG["environment"][0]
-        for command in CONFIG["build"]["run"]:
-            if command.startswith("uv pip "):
-                continue  # packages, which are here already
-            for number, source in enumerate(self.sources):
-                command = command.replace(source, self.web.url(f"/{number}"))
-            assert "https://" not in command  # no other address than the zoo's
-            command = command.replace(variable.removeprefix("CONVMIXER_CACHE="), str(self.folder))
-            command = command.replace("--retry 3", "--noproxy '*'")
-            if subprocess.run(["sh", "-c", command], timeout=60, check=False).returncode:
-                return False
-        return True
+STAND_IN = """#!/bin/sh
+echo "$(basename "$0") $*" >>log
+case "$*" in
+-c*) echo site-packages ;;
+*download*) echo "$WEIGHTS"; test -n "$WEIGHTS" ;;
+esac
+"""
 
 
 @pytest.fixture
-def bake(tmp_path, monkeypatch) -> typing.Iterator[Bake]:
-    if shutil.which("curl") is None:
-        pytest.skip("there is no curl")
-    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "baked"))
-    with FileServer() as web:
-        yield Bake(web, tmp_path / "baked")
+def prepare(tmp_path):
+    """A function that runs prepare.sh with some commands there. Gives its output and what it ran."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("sh", "basename", "dirname", "cp", "mkdir"):
+        (commands / name).symlink_to(shutil.which(name))
+    (tmp_path / "container").mkdir()
+    shutil.copy(ROOT / "container" / "prepare.sh", tmp_path / "container")
+
+    def run(*words: str, tools=(), weights: str = "") -> tuple[str, list[str]]:
+        for name in ("apt-get", "python", "chmod", "rm", *tools):
+            (commands / name).write_text(STAND_IN)
+            (commands / name).chmod(0o755)
+        environment = {"PATH": str(commands), "CONVMIXER_CACHE": str(tmp_path / "cache"), "WEIGHTS": weights}
+        command = ["sh", "container/prepare.sh", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout, (tmp_path / "log").read_text().splitlines()
+
+    return run
 
 
-def test_the_first_source_is_baked_in(bake):
-    bake.serve(0, 85_000_000)
-    bake.serve(1, 86_000_000)
-    assert bake.run()
-    assert zoo.resolve("auto") == (BAKED, bake.folder / f"{BAKED}.safetensors")
-    assert [path.stat().st_size for path in bake.folder.iterdir()] == [85_000_000]
+def test_a_compiler_that_was_not_there_goes_again(prepare):
+    _, ran = prepare()
+    compiled = ran.index("python -m convmixer.cpu.compiler /src/convmixer/cpu/ahead")
+    assert ran.index("apt-get install -qqy --no-install-recommends g++") < compiled
+    assert ran.index("apt-get purge -qqy --auto-remove g++ curl git wget xz-utils") > compiled
+    assert not [line for line in ran if "gpu" in line]
 
 
-@pytest.mark.parametrize("first", [None, 2_000], ids=["missing", "an apology"])
-def test_the_second_source_is_baked_in_otherwise(bake, first):
-    if first:
-        bake.serve(0, first)
-    bake.serve(1, 86_000_000)
-    assert bake.run()
-    assert zoo.resolve("auto") == (BAKED, bake.folder / f"{BAKED}.pth.tar")
-    assert [path.stat().st_size for path in bake.folder.iterdir()] == [86_000_000]
+def test_a_compiler_that_was_there_stays(prepare):
+    _, ran = prepare("gpu", tools=["g++"])
+    assert [line for line in ran if line.startswith("apt-get")] == [
+        "apt-get update -qq",
+        "apt-get purge -qqy --auto-remove curl git wget xz-utils",
+    ]
+    assert "python -m convmixer.gpu.ahead" in ran
 
 
-def test_a_container_without_weights_is_not_built(bake):
-    bake.serve(1, 2_000)
-    assert not bake.run()
-    assert zoo.local_path(BAKED) is None
+@pytest.mark.parametrize("name, suffix", [("model.safetensors", ".safetensors"), ("any.pth.tar", ".pth.tar")])
+def test_the_weights_are_where_the_zoo_looks(prepare, name, suffix, tmp_path, monkeypatch):
+    (tmp_path / name).write_text("the weights")
+    output, _ = prepare(weights=name)
+    assert output == ""
+    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "cache"))
+    assert zoo.local_path("convmixer_768_32") == tmp_path / "cache" / f"convmixer_768_32{suffix}"
+
+
+def test_without_an_address_that_answers_the_shipped_model_is(prepare, tmp_path):
+    output, _ = prepare()
+    assert output == "convmixer_768_32 could not be downloaded: the image has the shipped model alone.\n"
+    assert not (tmp_path / "cache").exists()
