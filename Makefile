@@ -19,7 +19,7 @@ test: .venv/.dev
 	$(BIN)/python -m pytest
 
 serve: .venv/.serve
-	$(BIN)/python serve.py $(if $(PORT),--port $(PORT))
+	$(BIN)/python -m serving $(if $(PORT),--port $(PORT))
 
 lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -3,8 +3,9 @@
     python benchmarks/startup.py [--rounds 9]
 
 Whole processes that take turns; the figures are medians. "import ..." and the command line are measured from start to
-exit. The server is serve.py with the shipped model, from its start until /health-check says READY, asked every few
-milliseconds; beside it stands Cog's server with a predictor that does nothing. Both are ended before the next turn.
+exit. The server is `python -m serving` with the shipped model, from its start until /health-check says READY, asked
+every few milliseconds; beside it stands Cog's server with a predictor that does nothing. Both are ended before the next
+turn.
 """
 
 import argparse
@@ -40,7 +41,7 @@ COMMANDS = {
 }
 SERVERS = {
     "Cog, no model": ["-m", "cog.server.http", "--host", "127.0.0.1"],
-    "server": [str(ROOT / "serve.py")],
+    "server": ["-m", "serving"],
 }
 
 
@@ -60,6 +61,7 @@ def until_ready(arguments: list[str], folder: str) -> float:
     environment = os.environ | {
         "PORT": port,
         "PATH": path,
+        "PYTHONPATH": str(ROOT) if arguments == SERVERS["server"] else "",
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         "COG_WEIGHTS": str(WEIGHTS),
     }

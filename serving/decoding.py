@@ -3,9 +3,10 @@
 It reads requests from a socket and answers each in turn:
 
     request  REQUEST: the length of the task and of the picture; the task, from task_of; the picture as it came
-    reply    REPLY: kind, width, height; then width * height RGB pixels, or width bytes of a message
+    reply    REPLY: kind, width, height; then for PIXELS what the network sees, size * size RGB pixels, and after it
+             width * height RGB pixels to show; for MESSAGE width bytes of text
 
-It does not import PyTorch, and ends as soon as the process that started it does.
+It ends as soon as the process that started it does.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ REQUEST = struct.Struct("<IQ")
 REPLY = struct.Struct("<BII")
 PIXELS, MESSAGE = 0, 1  # kinds of reply
 MAX_MESSAGE = 1000  # bytes
-HELLO = b"!"  # sent once, when it can take requests
+MAX_SHOWN_SIDE = 2048  # of a picture to show, in pixels
 
 
 def main(descriptor: str, memory: str, seconds: str) -> None:
@@ -35,7 +36,6 @@ def main(descriptor: str, memory: str, seconds: str) -> None:
     from convmixer import images, preprocessing  # noqa: F401  the slow part, before the first request
 
     connection = socket.socket(fileno=int(descriptor))
-    connection.sendall(HELLO)
     silence()
     with contextlib.suppress(ConnectionError), connection.makefile("rb") as stream:
         while header := stream.read(REQUEST.size):
@@ -44,12 +44,11 @@ def main(descriptor: str, memory: str, seconds: str) -> None:
             picture = stream.read(picture_size)
             # The kernel ends this process when the time is up, whatever code it is in.
             signal.setitimer(signal.ITIMER_REAL, float(seconds))
-            head, content = answer(task, picture)
+            reply = answer(task, picture)
             signal.setitimer(signal.ITIMER_REAL, 0)
             del picture
-            connection.sendall(head)
-            connection.sendall(content)
-            del content  # up to 192 MB, which nobody needs while this process waits
+            connection.sendall(reply)
+            del reply
 
 
 def confine(memory: int) -> None:
@@ -78,38 +77,37 @@ def silence() -> None:
         os.dup2(nothing.fileno(), 2)
 
 
-def answer(task: bytes, picture: bytes) -> tuple[bytes, bytes]:
-    """The two parts of a reply to what `task_of` gave and an encoded picture."""
+def answer(task: bytes, picture: bytes) -> bytes:
+    """The reply to what `task_of` gave and an encoded picture."""
     from convmixer.images import ImageError, load_image
     from convmixer.preprocessing import resize_and_crop
 
-    target_size, preprocessing = _read_task(task)
+    preprocessing, shown_at = _read_task(task)
     try:
-        image = load_image(picture, target_size=target_size)
-        if preprocessing:
-            image = resize_and_crop(image, preprocessing)
-        return REPLY.pack(PIXELS, *image.size), image.tobytes()
+        pixels = resize_and_crop(load_image(picture, target_size=preprocessing.resize), preprocessing).tobytes()
+        if shown_at is None:
+            return REPLY.pack(PIXELS, 0, 0) + pixels
+        shown = load_image(picture, target_size=shown_at)
+        shown.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE))
+        return REPLY.pack(PIXELS, *shown.size) + pixels + shown.tobytes()
     except ImageError as error:
         text = str(error)
     except MemoryError:
         text = "the picture needs too much memory to decode; make it smaller and try again"
     message = text.encode(errors="replace")[:MAX_MESSAGE]
-    return REPLY.pack(MESSAGE, len(message), 0), message
+    return REPLY.pack(MESSAGE, len(message), 0) + message
 
 
 @functools.lru_cache
-def task_of(target_size: int | None, preprocessing: "Preprocessing | None") -> bytes:
-    """What is to be done with pictures, as JSON: how load_image reads them, and what they are resized and cropped to.
-
-    Without ``preprocessing`` it is the whole picture that is asked for.
-    """
-    return json.dumps([target_size, preprocessing and preprocessing.to_dict()]).encode()
+def task_of(preprocessing: "Preprocessing", shown_at: int | None) -> bytes:
+    """What is to be done with a picture, as JSON: how the network sees it, and at which side it is read to be shown."""
+    return json.dumps([preprocessing.to_dict(), shown_at]).encode()
 
 
 @functools.lru_cache
-def _read_task(task: bytes) -> tuple[int | None, "Preprocessing | None"]:
+def _read_task(task: bytes) -> tuple["Preprocessing", int | None]:
     """The inverse of task_of. Both are kept, because all pictures of one model have the same."""
     from convmixer.preprocessing import Preprocessing
 
-    target_size, preprocessing = json.loads(task)
-    return target_size, preprocessing and Preprocessing.from_dict(preprocessing)
+    preprocessing, shown_at = json.loads(task)
+    return Preprocessing.from_dict(preprocessing), shown_at

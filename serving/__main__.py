@@ -1,0 +1,103 @@
+"""Serve the classifier over HTTP with Cog's own server, the one that runs in the container, but without Docker.
+
+    python -m serving --port 5000
+    curl http://127.0.0.1:5000/predictions -H "Content-Type: application/json" \\
+        -d '{"input": {"image": "https://example.com/dog.jpg"}}'
+
+Should the server end without being asked to, it is started again. SIGTERM and SIGINT let the requests under way finish.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import typing
+from pathlib import Path
+
+from .supervisor import supervise
+from .watcher import check_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = Path(__file__).with_name("openapi_schema.json")  # as Cog's command line writes it
+COGS_SCHEMA = ROOT / ".cog" / "openapi_schema.json"  # where its server looks; without it any input would pass
+SLOTS = 16
+MAX_SLOTS = 256  # each holds a picture of up to 100 MB
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Check the arguments and run Cog's server."""
+    parser = _Parser(prog="python -m serving", description="Serve the classifier with Cog's own HTTP server.")
+    parser.add_argument("--port", type=_port, default=5000, help="default: 5000")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1; 0.0.0.0 also serves other machines")
+    parser.add_argument("--slots", type=_slots, default=SLOTS, help=f"requests at a time; default: {SLOTS}")
+    options = parser.parse_args(arguments)
+    try:
+        address = free_address(options.host, options.port)
+        check_folder()
+        write_schema(COGS_SCHEMA)
+    except OSError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(f"Cog's server will answer at http://{address}:{options.port}/predictions", flush=True)
+    sys.exit(run_server(address, options.port, options.slots))
+
+
+def free_address(host: str, port: int) -> str:
+    """The IPv4 address of ``host``, where ``port`` is free. Raises OSError with one line for the user."""
+    # Cog's server takes addresses only, and reports a port in use with a traceback.
+    try:
+        address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind(address)
+    except OSError as error:
+        reason = f"port {port} of {host} cannot be used ({error.strerror})"
+        raise OSError(f"{reason}; choose another --port or --host") from error
+    return address[0]
+
+
+def write_schema(path: Path) -> None:
+    """Put the description of the API where Cog looks for it. Servers that are running have read theirs."""
+    path.parent.mkdir(exist_ok=True)
+    complete = path.with_suffix(f".{os.getpid()}.tmp")  # a server that is starting may read at any moment
+    complete.write_bytes(SCHEMA.read_bytes())
+    complete.replace(path)
+
+
+def run_server(address: str, port: int, slots: int) -> int:
+    """Cog's server, for as long as it is wanted. Gives its exit status."""
+    environment = os.environ | {
+        "PORT": str(port),
+        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+        "COG_MAX_CONCURRENCY": str(slots),
+        # The server starts its worker as "python": it must be this one.
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
+    }
+    for name in ("COG_WEIGHTS", "CONVMIXER_CACHE"):
+        if environment.get(name):  # the user's path starts from the user's folder
+            environment[name] = os.path.abspath(os.path.expanduser(environment[name]))
+    # ROOT is where the server looks for predict.py and the description.
+    return supervise([sys.executable, "-m", "cog.server.http", "--host", address], ROOT, environment)
+
+
+def _port(text: str) -> int:
+    return _number(text, "a port", "a number", 65535)
+
+
+def _slots(text: str) -> int:
+    return _number(text, "a number of slots", "one", MAX_SLOTS)
+
+
+def _number(text: str, what: str, right: str, most: int) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r:.50} is not {what}; give {right} from 1 to {most}")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        """One line, where argparse would also print the usage."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+if __name__ == "__main__":
+    main()
