@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 from .supervisor import supervise
@@ -27,9 +28,9 @@ MAX_SLOTS = 256  # each holds a picture of up to 100 MB
 def main(arguments: list[str] | None = None) -> None:
     """Check the arguments and run Cog's server."""
     parser = _Parser(prog="python -m serving", description="Serve the classifier with Cog's own HTTP server.")
-    parser.add_argument("--port", type=_port, default=5000, help="default: 5000")
+    parser.add_argument("--port", type=_up_to(65535), default=5000, help="default: 5000")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1; 0.0.0.0 also serves other machines")
-    parser.add_argument("--slots", type=_slots, default=SLOTS, help=f"requests at a time; default: {SLOTS}")
+    parser.add_argument("--slots", type=_up_to(MAX_SLOTS), default=SLOTS, help=f"requests at a time; default: {SLOTS}")
     options = parser.parse_args(arguments)
     try:
         address = free_address(options.host, options.port)
@@ -79,18 +80,13 @@ def run_server(address: str, port: int, slots: int) -> int:
     return supervise([sys.executable, "-m", "cog.server.http", "--host", address], ROOT, environment)
 
 
-def _port(text: str) -> int:
-    return _number(text, "a port", "a number", 65535)
+def _up_to(most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r:.50} is not a number from 1 to {most}")
+        return int(text)
 
-
-def _slots(text: str) -> int:
-    return _number(text, "a number of slots", "one", MAX_SLOTS)
-
-
-def _number(text: str, what: str, right: str, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"{text!r:.50} is not {what}; give {right} from 1 to {most}")
-    return int(text)
+    return number
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 MOST_TOGETHER = 64
-_Entry = tuple[Any, Any, asyncio.Future]  # the model, the item, where the result goes
 
 
 class Batcher:
@@ -22,7 +21,7 @@ class Batcher:
 
     def __init__(self, run: Callable[[Any, list], list], most_together: int = MOST_TOGETHER):
         self._run, self._most = run, most_together
-        self._waiting: deque[_Entry] = deque()  # in the order in which they came
+        self._waiting: deque[tuple[Any, Any, asyncio.Future]] = deque()  # model, item, result; as they came
         self._is_working = False
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
 
@@ -40,46 +39,33 @@ class Batcher:
         """One batch after the other, until nobody waits."""
         try:
             while batch := self._next_batch():
-                if len(batch) == 1 or not await self._together(batch):
+                if not await self._answer(batch):
                     for entry in batch:
-                        await self._alone(*entry)
+                        await self._answer([entry])
         finally:
             self._is_working = False
 
-    def _next_batch(self) -> list[_Entry]:
+    def _next_batch(self) -> list[tuple]:
         """All that wait for the model of the one that has waited longest, up to the most, but those that went away."""
         batch, others = [], deque()
         for entry in self._waiting:
-            if entry[2].done():
-                continue
-            fits = len(batch) < self._most and (not batch or entry[0] is batch[0][0])
-            (batch if fits else others).append(entry)
+            if not entry[2].done():
+                fits = len(batch) < self._most and (not batch or entry[0] is batch[0][0])
+                (batch if fits else others).append(entry)
         self._waiting = others
         return batch
 
-    async def _on_device(self, model: Any, items: list) -> list:
-        return await asyncio.get_running_loop().run_in_executor(self._device, self._run, model, items)
-
-    async def _together(self, batch: list[_Entry]) -> bool:
-        """Whether the batch went well; if so, everybody has got an answer."""
+    async def _answer(self, batch: list[tuple]) -> bool:
+        """Whether everybody in the batch has an answer now; if not, it was more than one, and one of them is guilty."""
+        model, items = batch[0][0], [item for _, item, _ in batch]
         try:
-            values = await self._on_device(batch[0][0], [item for _, item, _ in batch])
+            values = await asyncio.get_running_loop().run_in_executor(self._device, self._run, model, items)
             pairs = list(zip(batch, values, strict=True))
-        except Exception:
-            return False
+        except Exception as error:
+            if len(batch) > 1:
+                return False
+            pairs = [(batch[0], error)]
         for (_, _, result), value in pairs:
             if not result.done():
-                result.set_result(value)
+                (result.set_exception if isinstance(value, Exception) else result.set_result)(value)
         return True
-
-    async def _alone(self, model: Any, item: Any, result: asyncio.Future) -> None:
-        if result.done():
-            return
-        try:
-            (value,) = await self._on_device(model, [item])
-        except Exception as error:
-            if not result.done():
-                result.set_exception(error)
-        else:
-            if not result.done():
-                result.set_result(value)

@@ -8,6 +8,7 @@ takes the place of the one that ended. This contains accidents; it is no sandbox
 import asyncio
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -15,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import RequestError, one_line
-from .decoding import MAX_MESSAGE, MAX_SHOWN_SIDE, MESSAGE, REPLY, REQUEST, task_of
+from . import RequestError, log, one_line
+from .decoding import MAX_MESSAGE, MAX_SHOWN_SIDE, MESSAGE, REPLY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,22 +67,17 @@ class Decoder:
         Raises ImageError, whose message is one line for whoever sent the picture, and RequestError where no process can
         be started. A caller that is cancelled leaves its picture to be decoded to the end.
         """
-        child = await self._free.get()
-        return await asyncio.shield(asyncio.create_task(self._ask(child, picture, preprocessing, shown_at)))
-
-    async def _ask(self, child: "_Child", picture: bytes, preprocessing: "Preprocessing", shown_at: int | None):
         import numpy as np
         from PIL import Image
 
-        try:
-            side = preprocessing.size
-            width, height, content = await child.ask(task_of(preprocessing, shown_at), picture, side)
-        finally:
-            self._free.put_nowait(child)
+        child = await self._free.get()
+        task = asyncio.create_task(child.ask(picture, preprocessing, shown_at))
+        task.add_done_callback(lambda _: self._free.put_nowait(child))
+        width, height, content = await asyncio.shield(task)
+        side = preprocessing.size
         pixels = np.frombuffer(content, np.uint8, side * side * 3).reshape(side, side, 3)
-        if shown_at is None:
-            return pixels, None
-        return pixels, Image.frombytes("RGB", (width, height), memoryview(content)[side * side * 3 :])
+        shown = memoryview(content)[pixels.size :]
+        return pixels, shown_at and Image.frombytes("RGB", (width, height), shown)
 
     def close(self) -> None:
         """End the processes."""
@@ -119,14 +115,13 @@ class _Child:
         if process is None:
             return 0
         with contextlib.suppress(subprocess.TimeoutExpired):
-            if patience:
-                process.wait(patience)
+            process.wait(patience)
         process.kill()
         process.stdin.close()
         return process.wait()
 
-    async def ask(self, task: bytes, picture: bytes, side: int) -> tuple[int, int, bytearray]:
-        """(width, height, content) of the reply. Raises ImageError and RequestError."""
+    async def ask(self, *request) -> tuple[int, int, bytearray]:
+        """(width, height, content) of the reply to the arguments of `decoding.answer`. Raises as `Decoder.decode`."""
         from convmixer.images import ImageError
 
         if self.process is None or self.process.poll() is not None:
@@ -134,33 +129,28 @@ class _Child:
             try:
                 self.start()
             except OSError as error:
-                _log(f"decoder process: it cannot be started: {error}")
+                log(f"decoder process: it cannot be started: {error}")
                 raise RequestError("the server has no room for a picture at the moment; send it again") from error
         try:
             async with asyncio.timeout(self.seconds + PATIENCE):
-                kind, width, height, content = await self._exchange(task, picture, side)
+                await asyncio.get_running_loop().sock_sendall(self.socket, pickle.dumps(request))
+                kind, width, height = REPLY.unpack(await self._receive(REPLY.size))
+                size = width if kind == MESSAGE else 3 * (request[1].size ** 2 + width * height)
+                # Who knows who speaks, after a picture that was made to take the process over.
+                if size > MAX_MESSAGE if kind == MESSAGE else max(width, height) > MAX_SHOWN_SIDE:
+                    raise ConnectionError("a reply that is none")
+                content = await self._receive(size)
         except OSError as error:
             is_late = isinstance(error, TimeoutError)
             status = await asyncio.to_thread(self.stop, 0 if is_late else 1)
-            _log(f"decoder process: {_ending(status)} while it decoded a picture of {len(picture):,} bytes")
+            ending = f"signal {-status}, {signal.strsignal(-status)}," if status < 0 else f"status {status}"
+            log(f"decoder process: ended by {ending} while it decoded a picture of {len(request[0]):,} bytes")
             with contextlib.suppress(OSError):  # the next picture says so
                 self.start()
             raise ImageError(self._line(-signal.SIGALRM if is_late else status)) from None
         if kind == MESSAGE:
             raise ImageError(one_line(content.decode(errors="replace")))
         return width, height, content
-
-    async def _exchange(self, task: bytes, picture: bytes, side: int) -> tuple[int, int, int, bytearray]:
-        """Send one request and read the whole reply. Raises OSError if the process ends or is of no use any more."""
-        loop = asyncio.get_running_loop()
-        for part in (REQUEST.pack(len(task), len(picture)) + task, picture):
-            await loop.sock_sendall(self.socket, part)
-        kind, width, height = REPLY.unpack(await self._receive(REPLY.size))
-        size = width if kind == MESSAGE else 3 * (side * side + width * height)
-        # Who knows who speaks, after a picture that was made to take the process over.
-        if size > MAX_MESSAGE if kind == MESSAGE else max(width, height) > MAX_SHOWN_SIDE:
-            raise ConnectionError("a reply that is none")
-        return kind, width, height, await self._receive(size)
 
     async def _receive(self, size: int) -> bytearray:
         content = bytearray(size)
@@ -179,17 +169,3 @@ class _Child:
         if status == -signal.SIGKILL:
             return f"the picture could not be decoded: memory ran out; make it smaller or {ADVICE}"
         return f"the picture could not be decoded: the decoder crashed; {ADVICE}"
-
-
-def _ending(status: int) -> str:
-    """An exit status in words."""
-    if status >= 0:
-        return f"ended with status {status}"
-    with contextlib.suppress(ValueError):
-        return f"ended by {signal.Signals(-status).name}"
-    return f"ended by signal {-status}"
-
-
-def _log(line: str) -> None:
-    # sys.stderr would be the log of one prediction, which Cog may send to the client.
-    print(line, file=sys.__stderr__, flush=True)

@@ -1,19 +1,17 @@
 """The process that decodes pictures: started by serving/decoder.py, which also says why there is one.
 
-It reads requests from a socket and answers each in turn:
+It reads requests from a socket, each a pickle of the arguments of `answer`, and sends a reply for each:
 
-    request  REQUEST: the length of the task and of the picture; the task, from task_of; the picture as it came
-    reply    REPLY: kind, width, height; then for PIXELS what the network sees, size * size RGB pixels, and after it
-             width * height RGB pixels to show; for MESSAGE width bytes of text
+    REPLY: kind, width, height; then for PIXELS what the network sees, size * size RGB pixels, and after it
+    width * height RGB pixels to show; for MESSAGE width bytes of text
 
 It ends as soon as the process that started it does.
 """
 
 import contextlib
 import fcntl
-import functools
-import json
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -23,7 +21,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from convmixer.preprocessing import Preprocessing
 
-REQUEST = struct.Struct("<IQ")
 REPLY = struct.Struct("<BII")
 PIXELS, MESSAGE = 0, 1  # kinds of reply
 MAX_MESSAGE = 1000  # bytes
@@ -36,19 +33,17 @@ def main(descriptor: str, memory: str, seconds: str) -> None:
     from convmixer import images, preprocessing  # noqa: F401  the slow part, before the first request
 
     connection = socket.socket(fileno=int(descriptor))
-    silence()
-    with contextlib.suppress(ConnectionError), connection.makefile("rb") as stream:
-        while header := stream.read(REQUEST.size):
-            task_size, picture_size = REQUEST.unpack(header)
-            task = stream.read(task_size)
-            picture = stream.read(picture_size)
+    with open(os.devnull, "wb") as nothing:  # what native decoders print about broken pictures
+        for output in (1, 2):
+            os.dup2(nothing.fileno(), output)
+    with contextlib.suppress(ConnectionError, EOFError), connection.makefile("rb") as stream:
+        while request := pickle.load(stream):
             # The kernel ends this process when the time is up, whatever code it is in.
             signal.setitimer(signal.ITIMER_REAL, float(seconds))
-            reply = answer(task, picture)
+            reply = answer(*request)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            del picture
+            del request
             connection.sendall(reply)
-            del reply
 
 
 def confine(memory: int) -> None:
@@ -70,19 +65,11 @@ def confine(memory: int) -> None:
         file.write("1000")
 
 
-def silence() -> None:
-    """Keep what native decoders print about broken pictures out of the server's log."""
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
-
-
-def answer(task: bytes, picture: bytes) -> bytes:
-    """The reply to what `task_of` gave and an encoded picture."""
+def answer(picture: bytes, preprocessing: "Preprocessing", shown_at: int | None) -> bytes:
+    """The reply: what the network sees, and if it is to be shown, the picture as read at the side ``shown_at``."""
     from convmixer.images import ImageError, load_image
     from convmixer.preprocessing import resize_and_crop
 
-    preprocessing, shown_at = _read_task(task)
     try:
         pixels = resize_and_crop(load_image(picture, target_size=preprocessing.resize), preprocessing).tobytes()
         if shown_at is None:
@@ -96,18 +83,3 @@ def answer(task: bytes, picture: bytes) -> bytes:
         text = "the picture needs too much memory to decode; make it smaller and try again"
     message = text.encode(errors="replace")[:MAX_MESSAGE]
     return REPLY.pack(MESSAGE, len(message), 0) + message
-
-
-@functools.lru_cache
-def task_of(preprocessing: "Preprocessing", shown_at: int | None) -> bytes:
-    """What is to be done with a picture, as JSON: how the network sees it, and at which side it is read to be shown."""
-    return json.dumps([preprocessing.to_dict(), shown_at]).encode()
-
-
-@functools.lru_cache
-def _read_task(task: bytes) -> tuple["Preprocessing", int | None]:
-    """The inverse of task_of. Both are kept, because all pictures of one model have the same."""
-    from convmixer.preprocessing import Preprocessing
-
-    preprocessing, shown_at = json.loads(task)
-    return Preprocessing.from_dict(preprocessing), shown_at

@@ -6,12 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import RequestError
+from convmixer import CheckpointError, Classifier, zoo
 
-if TYPE_CHECKING:
-    from convmixer import Classifier
+from . import RequestError, log
 
 ROOT = Path(__file__).resolve().parents[1]
 DOWNLOAD_SECONDS = 60.0  # what has come by then is kept, and the next download goes on from there
@@ -25,18 +23,13 @@ class Models:
     """
 
     def __init__(self, together: int):
-        from convmixer import Classifier, zoo
-
         name, _ = zoo.resolve("auto")
         first = Classifier("auto")
         first.warm_up(together)
-        self._ready: dict[str, Classifier] = {"auto": first, name: first}
-        self._loading: dict[str, asyncio.Task] = {}
+        self._ready, self._loading = {"auto": first, name: first}, {}
 
-    async def get(self, name: str) -> "Classifier":
+    async def get(self, name: str) -> Classifier:
         """The model of this name; while one is loaded the others answer. Raises RequestError."""
-        from convmixer import zoo
-
         if name in self._ready:
             return self._ready[name]
         if name not in zoo.MODELS:
@@ -47,20 +40,20 @@ class Models:
             self._loading[name] = asyncio.create_task(self._load(name), context=contextvars.Context())
         return await asyncio.shield(self._loading[name])  # several may wait for it, and one of them go away
 
-    async def _load(self, name: str) -> "Classifier":
+    async def _load(self, name: str) -> Classifier:
+        seconds = 0.0
         try:
             self._ready[name] = await asyncio.to_thread(_load, name)
-            del self._loading[name]
             return self._ready[name]
         except RequestError:
-            asyncio.get_running_loop().call_later(REMEMBERED_SECONDS, self._loading.pop, name)
+            seconds = REMEMBERED_SECONDS
             raise
+        finally:
+            asyncio.get_running_loop().call_later(seconds, self._loading.pop, name)
 
 
-def _load(name: str) -> "Classifier":
+def _load(name: str) -> Classifier:
     """A model, downloaded if it is not here. Raises RequestError; the server's log has why."""
-    from convmixer import CheckpointError, Classifier, zoo
-
     try:
         if zoo.local_path(name) is None:
             # A process of its own can be ended, whatever it waits for.
@@ -70,7 +63,7 @@ def _load(name: str) -> "Classifier":
                 raise OSError(run.stderr.strip())
         return Classifier(name)
     except (CheckpointError, OSError, subprocess.TimeoutExpired) as error:
-        print(f"{name}: {error}", file=sys.__stderr__, flush=True)
+        log(f"{name}: {error}")
         raise _missing(name) from error
 
 

@@ -24,9 +24,8 @@ ADVICE = "send a data URI (data:image/png;base64,...) or an http or https URL"
 
 # Unlike urllib's own, this one knows no file:, data: and ftp: addresses, into which a host could lead it.
 _web = urllib.request.OpenerDirector()
-for _handler in ("Proxy", "HTTP", "HTTPS", "HTTPRedirect", "Unknown"):
-    _web.add_handler(getattr(urllib.request, f"{_handler}Handler")())
-_web.add_handler(urllib.request.HTTPErrorProcessor())
+for _kind in "ProxyHandler HTTPHandler HTTPSHandler HTTPRedirectHandler UnknownHandler HTTPErrorProcessor".split():
+    _web.add_handler(getattr(urllib.request, _kind)())
 _web.add_handler(urllib.request.HTTPDefaultErrorHandler())
 
 

@@ -1,4 +1,4 @@
-"""Whether the server of this container takes requests, for probes that run a command: exit status 0 if it does.
+"""Whether the server takes requests, for probes that run a command: the exit status is 0 if it does.
 
     python -m serving.probe [HOST]
 
@@ -10,12 +10,7 @@ import sys
 
 from .watcher import status_of
 
-
-def main() -> int:
-    status = status_of(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1", int(os.environ.get("PORT", "5000")))
-    print(status or "DOWN")
-    return 0 if status in ("READY", "BUSY") else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    status = status_of((sys.argv[1:] or ["127.0.0.1"])[0], int(os.environ.get("PORT", "5000")))
+    print(status or "DOWN")
+    sys.exit(status not in ("READY", "BUSY"))

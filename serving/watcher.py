@@ -13,10 +13,11 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import select
-import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ class Watcher:
         self._process: subprocess.Popen | None = None
         if in_cogs_worker():
             self._start()
-            atexit.register(self._leave)
+            atexit.register(self._say, LEAVES)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -55,21 +56,19 @@ class Watcher:
             self._say(ENDS)
 
     def _start(self) -> None:
+        server = os.getppid()
+        address = address_of(Path(f"/proc/{server}/cmdline").read_bytes())
         try:
-            server = os.getppid()
             pidfd = os.pidfd_open(server)
-            command = Path(f"/proc/{server}/cmdline").read_bytes().decode().split("\0")
-            arguments = [pidfd, *address_of(command, os.environ.get("PORT", "5000")), self._under_way]
             # No other code than this file's and little of Python: it is there in a few milliseconds.
-            command = [sys.executable, "-I", "-S", __file__, *map(str, arguments)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-            try:
-                self._process = subprocess.Popen(command, pass_fds=[pidfd], **pipes)
-            finally:
-                os.close(pidfd)
+            command = [sys.executable, "-I", "-S", __file__, *map(str, (pidfd, *address, self._under_way))]
+            self._process = subprocess.Popen(
+                command, pass_fds=[pidfd], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+            )
+            os.close(pidfd)
             os.set_blocking(self._process.stdin.fileno(), False)
         except (OSError, AttributeError) as error:  # AttributeError: not a Linux
-            log(f"no watcher: {error}; a worker that dies is not replaced")
+            print(f"no watcher: {error}; a worker that dies is not replaced", file=sys.__stderr__, flush=True)
 
     def _say(self, word: bytes) -> None:
         if self._process is None:
@@ -77,25 +76,22 @@ class Watcher:
         try:
             os.write(self._process.stdin.fileno(), word)
         except OSError as error:  # it is gone, or has not read for 64 KiB
-            log(f"the watcher does not listen ({error.strerror}); another one takes its place")
+            line = f"the watcher does not listen ({error.strerror}); another one takes its place"
+            print(line, file=sys.__stderr__, flush=True)
             self._process.kill()
             self._process.stdin.close()
             self._process.wait()
             self._process = None
             self._start()
 
-    def _leave(self) -> None:
-        if self._process:
-            with contextlib.suppress(OSError):
-                os.write(self._process.stdin.fileno(), LEAVES)
-
 
 def in_cogs_worker() -> bool:
     """Whether this process was started by Cog's server, to run a predictor."""
-    with contextlib.suppress(OSError):  # no /proc
-        is_worker = b"coglet" in Path("/proc/self/cmdline").read_bytes()
-        return is_worker and b"cog.server" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    return False
+    try:
+        words = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (os.getpid(), os.getppid())]
+    except OSError:  # no /proc
+        return False
+    return b"coglet" in words[0] and b"cog.server" in words[1]
 
 
 def leave_signals_to_the_server() -> None:
@@ -122,12 +118,10 @@ def check_folder(folder: str = FOLDER) -> None:
     raise OSError(f"Cog needs the folder {folder} and cannot write there ({reason}); {advice}")
 
 
-def address_of(command: list[str], port: str) -> tuple[str, int]:
-    """Where the server that was started by ``command`` can be asked from this machine."""
-    host = "0.0.0.0"
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        host = following if word == "--host" else word.partition("--host=")[2] or host
-    return {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]")), int(port)
+def address_of(command: bytes) -> tuple[str, int]:
+    """Where the server with this command line, as /proc has it, can be asked from this machine."""
+    host = (re.search(rb"--host[\0=]([^\0]+)", command) or [b"", b"0.0.0.0"])[1].decode().strip("[]")
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(os.environ.get("PORT", "5000"))
 
 
 def status_of(host: str, port: int) -> str:
@@ -150,9 +144,10 @@ def watch(worker: int, server: int, host: str, port: int, under_way: int = 0) ->
     """
     busy_since, next_cleaning = None, 0.0
     while True:
-        if time.monotonic() > next_cleaning:
+        now = time.monotonic()
+        if now > next_cleaning:
             delete_old(FOLDER)
-            next_cleaning = time.monotonic() + CLEAN_EVERY
+            next_cleaning = now + CLEAN_EVERY
         if select.select([worker], [], [], LOOK_EVERY)[0]:
             words = os.read(worker, 2**16)
             if LEAVES in words:
@@ -164,9 +159,9 @@ def watch(worker: int, server: int, host: str, port: int, under_way: int = 0) ->
         elif under_way or status_of(host, port) != "BUSY":
             busy_since = None
         else:
-            busy_since = busy_since or time.monotonic()
-            if time.monotonic() - busy_since > STUCK:
-                log(f"Cog has been busy for {STUCK:g} s with no request under way; the server is ended")
+            busy_since = busy_since or now
+            if now - busy_since > STUCK:
+                print(f"Cog has been busy for {STUCK:g} s with no request under way; it is ended", file=sys.stderr)
                 break
     if ended(server, GRACE):
         return
@@ -184,25 +179,13 @@ def ended(process: int, seconds: float) -> bool:
 
 
 def delete_old(folder: str, age: float = OLD) -> None:
-    """Delete what is in ``folder``, belongs to this user and holds nothing younger than ``age`` seconds."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            with contextlib.suppress(OSError):  # another server was first
-                about = entry.stat(follow_symlinks=False)
-                times = [about.st_mtime]
-                for place, folders, files in os.walk(entry.path):
-                    times += [os.lstat(os.path.join(place, name)).st_mtime for name in folders + files]
-                if about.st_uid == os.getuid() and max(times) < time.time() - age:
-                    if entry.is_dir(follow_symlinks=False):
-                        shutil.rmtree(entry.path, ignore_errors=True)
-                    else:
-                        os.unlink(entry.path)
-
-
-def log(line: str) -> None:
-    # sys.stderr would be the log of one prediction, which Cog may send to the client.
-    with contextlib.suppress(OSError):
-        print(line, file=sys.__stderr__, flush=True)
+    """Delete this user's files below ``folder`` that are older than ``age`` seconds, and such folders once empty."""
+    for place, folders, files in os.walk(folder, topdown=False):
+        for path in (os.path.join(place, name) for name in files + folders):
+            with contextlib.suppress(OSError):  # it is not empty, or another server was first
+                about = os.lstat(path)
+                if about.st_uid == os.getuid() and about.st_mtime < time.time() - age:
+                    (os.rmdir if stat.S_ISDIR(about.st_mode) else os.unlink)(path)
 
 
 if __name__ == "__main__":

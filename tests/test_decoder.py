@@ -160,7 +160,8 @@ def test_a_crash_costs_one_picture(decoder, run, number, capfd):
         run(in_the_middle(decoder, lambda pid: crash(pid, number)))
     assert str(raised.value) == CRASHED
     assert np.array_equal(run(decoder.decode(OTHER, CIFAR10))[0], here(OTHER, CIFAR10))
-    line = f"decoder process: ended by {number.name} while it decoded a picture of {len(SMALL):,} bytes\n"
+    ending = f"ended by signal {number:d}, {signal.strsignal(number)},"
+    line = f"decoder process: {ending} while it decoded a picture of {len(SMALL):,} bytes\n"
     assert capfd.readouterr().err == line
 
 

@@ -12,7 +12,6 @@ import pytest
 from cog_server import GOOD, PATIENCE, PICTURE, data_uri, encoded, noise
 from PIL import Image
 
-import convmixer
 import predict
 from convmixer import Classifier, ImageError, zoo
 from convmixer.weights import CheckpointError
@@ -56,7 +55,7 @@ def test_the_first_model_is_warm_for_as_many_as_there_are_slots(monkeypatch, wei
             events.append(batch)
             super().warm_up(batch)
 
-    monkeypatch.setattr(convmixer, "Classifier", Recorder)
+    monkeypatch.setattr(models, "Classifier", Recorder)
     models.Models(together=3)
     assert events == [3]
 

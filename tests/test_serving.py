@@ -29,7 +29,7 @@ def test_a_port_that_is_none_gets_one_line(no_start, port, capsys):
     with pytest.raises(SystemExit) as stopped:
         serving.main([f"--port={port}"])
     assert stopped.value.code == 2
-    expected = f"python -m serving: argument --port: {port!r} is not a port; give a number from 1 to 65535\n"
+    expected = f"python -m serving: argument --port: {port!r} is not a number from 1 to 65535\n"
     assert capsys.readouterr().err == expected
 
 
@@ -38,7 +38,7 @@ def test_a_number_of_slots_that_is_none_gets_one_line(no_start, slots, capsys):
     with pytest.raises(SystemExit) as stopped:
         serving.main([f"--slots={slots}"])
     assert stopped.value.code == 2
-    expected = f"python -m serving: argument --slots: {slots!r} is not a number of slots; give one from 1 to 256\n"
+    expected = f"python -m serving: argument --slots: {slots!r} is not a number from 1 to 256\n"
     assert capsys.readouterr().err == expected
 
 

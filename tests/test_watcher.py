@@ -179,17 +179,19 @@ def test_a_server_that_is_not_stuck_is_left_alone(quick, monkeypatch, status, sa
 
 
 @pytest.mark.parametrize(
-    ("command", "address"),
+    ("arguments", "host"),
     [
-        (["python", "-m", "cog.server.http"], "127.0.0.1"),
-        (["python", "-m", "cog.server.http", "--host", "127.0.0.2"], "127.0.0.2"),
-        (["python", "-m", "cog.server.http", "--host=127.0.0.3", "--threads", "1"], "127.0.0.3"),
-        (["python", "-m", "cog.server.http", "--host", "0.0.0.0", ""], "127.0.0.1"),
-        (["python", "-m", "cog.server.http", "--host", "[::]"], "::1"),
+        ("", "127.0.0.1"),
+        ("--host 127.0.0.2", "127.0.0.2"),
+        ("--host=127.0.0.3 --threads 1", "127.0.0.3"),
+        ("--host 0.0.0.0", "127.0.0.1"),
+        ("--host [::]", "::1"),
     ],
 )
-def test_the_server_is_asked_at_its_own_address(command, address):
-    assert watcher.address_of(command, "5001") == (address, 5001)
+def test_the_server_is_asked_at_its_own_address(monkeypatch, arguments, host):
+    monkeypatch.setenv("PORT", "5001")
+    command = f"python -m cog.server.http {arguments}".replace(" ", "\0").encode()
+    assert watcher.address_of(command) == (host, 5001)
 
 
 def test_only_a_worker_of_cog_is_watched():
@@ -211,12 +213,13 @@ def test_remains_go_by_age_files_too(tmp_path):
         (tmp_path / name / "inputs" / "spill.json").write_bytes(b"x")
     (tmp_path / "file").touch()
     long_ago = time.time() - 2 * watcher.OLD
-    for path in tmp_path.rglob("*"):
-        os.utime(path, (long_ago, long_ago))
-    os.utime(tmp_path / "young", None)
-    os.utime(tmp_path / "old, with something young" / "inputs" / "spill.json", None)
-    watcher.delete_old(str(tmp_path))
+    for _ in range(3):  # a folder counts from when it has become empty
+        for path in tmp_path.rglob("*"):
+            if "young" not in str(path):
+                os.utime(path, (long_ago, long_ago))
+        watcher.delete_old(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old, with something young", "young"]
+    assert len(list(tmp_path.rglob("spill.json"))) == 2
     watcher.delete_old(str(tmp_path / "nothing"))
 
 
@@ -456,7 +459,10 @@ def test_a_decoder_that_crashes_in_a_request_is_replaced_and_nothing_else(server
     assert (after.server, after.worker, after.watcher) == (before.server, before.worker, before.watcher)
     assert after.decoder != before.decoder
     assert gone([before.decoder])
-    assert f"ended by SIGSEGV while it decoded a picture of {len(large):,} bytes" in server.log.read_text()
+    assert (
+        f"ended by signal 11, Segmentation fault, while it decoded a picture of {len(large):,} bytes"
+        in server.log.read_text()
+    )
 
 
 def test_a_request_that_stops_the_server_does_not_stop_the_service(server):
