@@ -11,22 +11,19 @@ import asyncio
 import base64
 import io
 import os
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 import numpy as np
 from cog import BaseModel, BaseRunner, Input, Path, concurrent
 
-from convmixer.classifier import _softmax
+from convmixer.classifier import Classifier, _softmax
+from convmixer.explain import HeatMap
 from convmixer.preprocessing import normalise
 from serving import pictures
 from serving.batching import Batcher
 from serving.decoder import Decoder
 from serving.models import Models
-from serving.watcher import Watcher, check_folder, leave_signals_to_the_server
-
-if TYPE_CHECKING:
-    from convmixer import Classifier
-    from convmixer.explain import HeatMap
+from serving.watcher import Watcher, check_folder
 
 MODELS = ["auto", "convmixer_1536_20", "convmixer_768_32", "convmixer_1024_20_ks9_p14", "convmixer_256_8_cifar10"]
 MAX_DECODERS = 4  # each may need a gigabyte for a very large picture
@@ -49,11 +46,7 @@ class Output(BaseModel):
 
 class Predictor(BaseRunner):
     def setup(self) -> None:
-        """Load the model that "auto" means, which may be the file that COG_WEIGHTS names, and run it once.
-
-        Raises what zoo.load raises, and OSError, one line, where Cog could not write.
-        """
-        leave_signals_to_the_server()
+        """Get ready. Raises what zoo.load raises for "auto", and OSError, one line, where Cog could not write."""
         check_folder()
         self.watcher = Watcher()
         slots = int(os.environ.get("COG_MAX_CONCURRENCY") or 1)
@@ -87,13 +80,10 @@ class Predictor(BaseRunner):
             picture = await pictures.read(image)
             pixels, shown = await self.decoder.decode(picture, classifier.preprocessing, side)
             scores, features = await self.batcher.submit(classifier, (pixels, heatmap))
-            # JSON makes no difference between 5 and 5.0, and Cog passes on either.
-            ranked = classifier._ranked(scores, int(top_k))
-            drawn = None
-            if heatmap:
-                evidence = classifier._heatmap(shown, features, ranked[0].index)
-                drawn = await asyncio.to_thread(draw, evidence)
-        predictions = [Prediction(label=each.label, index=each.index, score=each.score) for each in ranked]
+            ranked = classifier._ranked(scores, int(top_k))  # in JSON 5.0 is 5, and Cog passes on either
+            evidence = classifier._heatmap(shown, features, ranked[0].index) if heatmap else None
+            drawn = await asyncio.to_thread(draw, evidence) if evidence else None
+        predictions = [Prediction(**vars(each)) for each in ranked]
         engine, precision = classifier.engine.name, classifier.engine.precision
         return Output(model=classifier.name, engine=engine, precision=precision, predictions=predictions, heatmap=drawn)
 
@@ -103,15 +93,15 @@ class Predictor(BaseRunner):
 Predictor.run.__annotations__["image"] = str
 
 
-def look(classifier: "Classifier", items: list[tuple[np.ndarray, bool]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """The scores of what the network sees of each picture, and its last feature map where that is wanted."""
+def look(classifier: Classifier, items: list[tuple[np.ndarray, bool]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """The scores of what the network sees of each picture, and its last feature map if one of them wants that."""
     batch = np.stack([normalise(pixels, classifier.preprocessing) for pixels, _ in items])
-    logits, features = classifier.engine.run(batch, stages=int(any(wanted for _, wanted in items)))
-    rows = zip(_softmax(logits), items, strict=True)
-    return [(scores, features[0, row] if wanted else None) for row, (scores, (_, wanted)) in enumerate(rows)]
+    stages = int(any(wanted for _, wanted in items))
+    logits, features = classifier.engine.run(batch, stages=stages)
+    return list(zip(_softmax(logits), features[0] if stages else [None] * len(items), strict=True))
 
 
-def draw(evidence: "HeatMap") -> str:
+def draw(evidence: HeatMap) -> str:
     """A heat map over its picture as a data URI, below 6 MiB whatever it shows: Cog keeps what is more on its disk."""
     overlay = evidence.overlay()
     format = "PNG" if overlay.width * overlay.height <= MAX_PNG_PIXELS else "JPEG"

@@ -4,11 +4,11 @@
 
 The server is started by `python -m serving` with a small random model. After a tenth, half and all of the requests the
 memory of each of its processes is printed, in MB, and in brackets the number of its open file descriptors. A failure,
-for which the exit code is 1, is: an answer to a good picture that is not the first one, but for the last digits of the scores,
-which depend on the pictures that went through the network together; an answer to a bad request
-that breaks what `fuzz/server.py` checks; memory that grows by more than 5 % and 20 MB from half to the end; more file
-descriptors than at a tenth, but for a few of connections under way; another process; a temporary file more than before.
-Linux only.
+for which the exit code is 1, is: an answer to a good picture that is not the first one, but for the last digits of the
+scores, which depend on the pictures that went through the network together; an answer to a bad request that breaks
+what `fuzz/server.py` checks; memory that grows by more than 5 % and 20 MB from half to the end; more file descriptors
+than at a tenth, but for a few of connections under way; another process; a temporary file more than before. Linux
+only.
 """
 
 import sys

@@ -1,8 +1,5 @@
 """What keeps the server up and busy: pictures decoded in processes, requests gathered into batches, one watcher."""
 
-import contextlib
-import sys
-
 
 class RequestError(ValueError):
     """What the client is told: one line that names none of the server's files."""
@@ -11,9 +8,3 @@ class RequestError(ValueError):
 def one_line(text: str) -> str:
     """``text`` as one line that any terminal can print."""
     return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-
-
-def log(line: str) -> None:
-    """One line for whoever runs the server. sys.stderr would be a prediction's log, which Cog may send to the client."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.__stderr__, flush=True)

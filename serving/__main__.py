@@ -1,8 +1,7 @@
 """Serve the classifier over HTTP with Cog's own server, the one that runs in the container, but without Docker.
 
     python -m serving --port 5000
-    curl http://127.0.0.1:5000/predictions -H "Content-Type: application/json" \\
-        -d '{"input": {"image": "https://example.com/dog.jpg"}}'
+    python -m serving --probe          # for orchestrators: exits with 0 if a server takes requests
 
 Should the server end without being asked to, it is started again. SIGTERM and SIGINT let the requests under way finish.
 """
@@ -11,12 +10,12 @@ import argparse
 import os
 import socket
 import sys
-import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from .supervisor import supervise
-from .watcher import check_folder
+from .watcher import check_folder, status_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = Path(__file__).with_name("openapi_schema.json")  # as Cog's command line writes it
@@ -28,10 +27,16 @@ MAX_SLOTS = 256  # each holds a picture of up to 100 MB
 def main(arguments: list[str] | None = None) -> None:
     """Check the arguments and run Cog's server."""
     parser = _Parser(prog="python -m serving", description="Serve the classifier with Cog's own HTTP server.")
-    parser.add_argument("--port", type=_up_to(65535), default=5000, help="default: 5000")
+    port = os.environ.get("PORT") or "5000"
+    parser.add_argument("--port", type=_up_to(65535), default=port, help="default: PORT or 5000")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1; 0.0.0.0 also serves other machines")
     parser.add_argument("--slots", type=_up_to(MAX_SLOTS), default=SLOTS, help=f"requests at a time; default: {SLOTS}")
+    parser.add_argument("--probe", action="store_true", help="only say what the server there says of itself")
     options = parser.parse_args(arguments)
+    if options.probe:  # Cog's /health-check has the code 200 whatever it says
+        status = status_of(options.host, options.port)
+        print(status or "DOWN")
+        sys.exit(status not in ("READY", "BUSY"))
     try:
         address = free_address(options.host, options.port)
         check_folder()
@@ -74,9 +79,8 @@ def run_server(address: str, port: int, slots: int) -> int:
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
     }
     for name in ("COG_WEIGHTS", "CONVMIXER_CACHE"):
-        if environment.get(name):  # the user's path starts from the user's folder
+        if environment.get(name):  # the user's path starts from the user's folder, and Cog looks for predict.py in ROOT
             environment[name] = os.path.abspath(os.path.expanduser(environment[name]))
-    # ROOT is where the server looks for predict.py and the description.
     return supervise([sys.executable, "-m", "cog.server.http", "--host", address], ROOT, environment)
 
 
@@ -90,7 +94,7 @@ def _up_to(most: int) -> Callable[[str], int]:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
+    def error(self, message: str) -> NoReturn:
         """One line, where argparse would also print the usage."""
         self.exit(2, f"{self.prog}: {message}\n")
 

@@ -14,16 +14,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import RequestError, log, one_line
+import numpy as np
+from PIL import Image
+
+from convmixer.images import ImageError
+from convmixer.preprocessing import Preprocessing
+
+from . import RequestError, one_line
 from .decoding import MAX_MESSAGE, MAX_SHOWN_SIDE, MESSAGE, REPLY
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-    from convmixer.preprocessing import Preprocessing
+from .watcher import log
 
 ROOT = str(Path(__file__).resolve().parents[1])
 # 64 million pixels take 0.7 to 1.5 GB, with the format (16-bit greys and lossless WebP the most).
@@ -39,15 +39,12 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
 }
 CODE = "import sys; sys.path.insert(0, sys.argv[1]); from serving.decoding import main; main(*sys.argv[2:])"
-ADVICE = "save it again in another format"
 
 
 class Decoder:
-    """A pool of processes that decode pictures; each starts when it is needed, the first one at once.
+    """A pool of ``size`` processes that decode pictures; each starts when it is needed, the first one at once.
 
-    size: how many pictures are decoded at once.
-    memory: bytes that one process may use.
-    seconds: time for one picture, after which it is given up.
+    memory: bytes that one process may use. seconds: time for one picture, after which it is given up.
     """
 
     def __init__(self, size: int = 1, *, memory: int = MEMORY, seconds: float = SECONDS):
@@ -59,25 +56,21 @@ class Decoder:
             self.children[0].start()
 
     async def decode(
-        self, picture: bytes, preprocessing: "Preprocessing", shown_at: int | None = None
-    ) -> tuple["np.ndarray", "Image.Image | None"]:
-        """What the network sees of an encoded picture, as resize_and_crop gives it: uint8 (size, size, 3); and, with
-        ``shown_at``, what load_image gives for that ``target_size``, scaled to MAX_SHOWN_SIDE.
+        self, picture: str | bytes, preprocessing: Preprocessing, shown_at: int | None = None
+    ) -> tuple[np.ndarray, Image.Image | None]:
+        """What the network sees of an encoded picture, or of a data URI: uint8 (size, size, 3), by resize_and_crop; and
+        with ``shown_at`` what load_image gives for that ``target_size``, scaled to MAX_SHOWN_SIDE.
 
-        Raises ImageError, whose message is one line for whoever sent the picture, and RequestError where no process can
-        be started. A caller that is cancelled leaves its picture to be decoded to the end.
+        Raises ImageError, one line for whoever sent the picture, and RequestError where no process can be started. A
+        caller that is cancelled leaves its picture to be decoded to the end.
         """
-        import numpy as np
-        from PIL import Image
-
         child = await self._free.get()
         task = asyncio.create_task(child.ask(picture, preprocessing, shown_at))
         task.add_done_callback(lambda _: self._free.put_nowait(child))
         width, height, content = await asyncio.shield(task)
         side = preprocessing.size
         pixels = np.frombuffer(content, np.uint8, side * side * 3).reshape(side, side, 3)
-        shown = memoryview(content)[pixels.size :]
-        return pixels, shown_at and Image.frombytes("RGB", (width, height), shown)
+        return pixels, shown_at and Image.frombytes("RGB", (width, height), memoryview(content)[pixels.size :])
 
     def close(self) -> None:
         """End the processes."""
@@ -98,22 +91,16 @@ class _Child:
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         with theirs:
-            arguments = [ROOT, str(theirs.fileno()), str(self.memory), str(self.seconds)]
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", CODE, *arguments],
-                stdin=subprocess.PIPE,  # by which it notices that this process has ended
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | ENVIRONMENT,
-            )
+            command = [sys.executable, "-c", CODE, ROOT, *map(str, (theirs.fileno(), self.memory, self.seconds))]
+            pipes = {"stdin": subprocess.PIPE, "pass_fds": [theirs.fileno()]}  # by the first it notices our end
+            self.process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, **pipes)
 
     def stop(self, patience: float = 0) -> int:
         """End the process, in ``patience`` seconds unless it does so itself. Gives its exit status, as Popen does."""
         process, self.process = self.process, None
-        if self.socket:
-            self.socket.close()
         if process is None:
             return 0
+        self.socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
         process.kill()
@@ -122,8 +109,6 @@ class _Child:
 
     async def ask(self, *request) -> tuple[int, int, bytearray]:
         """(width, height, content) of the reply to the arguments of `decoding.answer`. Raises as `Decoder.decode`."""
-        from convmixer.images import ImageError
-
         if self.process is None or self.process.poll() is not None:
             self.stop()
             try:
@@ -144,10 +129,15 @@ class _Child:
             is_late = isinstance(error, TimeoutError)
             status = await asyncio.to_thread(self.stop, 0 if is_late else 1)
             ending = f"signal {-status}, {signal.strsignal(-status)}," if status < 0 else f"status {status}"
-            log(f"decoder process: ended by {ending} while it decoded a picture of {len(request[0]):,} bytes")
+            log(f"decoder process: ended by {ending} while it decoded {len(request[0]):,} bytes")
             with contextlib.suppress(OSError):  # the next picture says so
                 self.start()
-            raise ImageError(self._line(-signal.SIGALRM if is_late else status)) from None
+            reason = "could not be decoded: the decoder crashed;"
+            if is_late or status == -signal.SIGALRM:
+                reason = f"took more than {self.seconds:g} seconds to decode; make it smaller or"
+            elif status == -signal.SIGKILL:
+                reason = "could not be decoded: memory ran out; make it smaller or"
+            raise ImageError(f"the picture {reason} save it again in another format") from None
         if kind == MESSAGE:
             raise ImageError(one_line(content.decode(errors="replace")))
         return width, height, content
@@ -161,11 +151,3 @@ class _Child:
                 raise ConnectionResetError("closed")
             view = view[count:]
         return content
-
-    def _line(self, status: int) -> str:
-        """What whoever sent the picture is told."""
-        if status == -signal.SIGALRM:
-            return f"the picture took more than {self.seconds:g} seconds to decode; make it smaller or {ADVICE}"
-        if status == -signal.SIGKILL:
-            return f"the picture could not be decoded: memory ran out; make it smaller or {ADVICE}"
-        return f"the picture could not be decoded: the decoder crashed; {ADVICE}"

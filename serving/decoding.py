@@ -1,13 +1,12 @@
-"""The process that decodes pictures: started by serving/decoder.py, which also says why there is one.
+"""The process that decodes pictures, until the one that started it ends; serving/decoder.py says why there is one.
 
 It reads requests from a socket, each a pickle of the arguments of `answer`, and sends a reply for each:
 
     REPLY: kind, width, height; then for PIXELS what the network sees, size * size RGB pixels, and after it
     width * height RGB pixels to show; for MESSAGE width bytes of text
-
-It ends as soon as the process that started it does.
 """
 
+import binascii
 import contextlib
 import fcntl
 import os
@@ -16,10 +15,10 @@ import resource
 import signal
 import socket
 import struct
-from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
-if TYPE_CHECKING:
-    from convmixer.preprocessing import Preprocessing
+from convmixer.images import ImageError, load_image
+from convmixer.preprocessing import Preprocessing, resize_and_crop
 
 REPLY = struct.Struct("<BII")
 PIXELS, MESSAGE = 0, 1  # kinds of reply
@@ -30,12 +29,9 @@ MAX_SHOWN_SIDE = 2048  # of a picture to show, in pixels
 def main(descriptor: str, memory: str, seconds: str) -> None:
     """Answer the requests that come from a socket, by its number, until there are no more. See Decoder for the rest."""
     confine(int(memory))
-    from convmixer import images, preprocessing  # noqa: F401  the slow part, before the first request
-
     connection = socket.socket(fileno=int(descriptor))
-    with open(os.devnull, "wb") as nothing:  # what native decoders print about broken pictures
-        for output in (1, 2):
-            os.dup2(nothing.fileno(), output)
+    for output in (1, 2):  # what native decoders print about broken pictures
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     with contextlib.suppress(ConnectionError, EOFError), connection.makefile("rb") as stream:
         while request := pickle.load(stream):
             # The kernel ends this process when the time is up, whatever code it is in.
@@ -48,8 +44,6 @@ def main(descriptor: str, memory: str, seconds: str) -> None:
 
 def confine(memory: int) -> None:
     """Give this process its limits."""
-    for ending in (signal.SIGALRM, signal.SIGIO):
-        signal.signal(ending, signal.SIG_DFL)
     for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group, while a request is still to be answered
         signal.signal(ignored, signal.SIG_IGN)
     # Standard input is a pipe into which nobody writes: all that happens to it is that its other end, the parent,
@@ -65,12 +59,10 @@ def confine(memory: int) -> None:
         file.write("1000")
 
 
-def answer(picture: bytes, preprocessing: "Preprocessing", shown_at: int | None) -> bytes:
-    """The reply: what the network sees, and if it is to be shown, the picture as read at the side ``shown_at``."""
-    from convmixer.images import ImageError, load_image
-    from convmixer.preprocessing import resize_and_crop
-
+def answer(picture: str | bytes, preprocessing: Preprocessing, shown_at: int | None) -> bytes:
+    """The reply about an encoded picture, or a data URI of one; to be shown, it is read at the side ``shown_at``."""
     try:
+        picture = content_of(picture) if isinstance(picture, str) else picture
         pixels = resize_and_crop(load_image(picture, target_size=preprocessing.resize), preprocessing).tobytes()
         if shown_at is None:
             return REPLY.pack(PIXELS, 0, 0) + pixels
@@ -83,3 +75,18 @@ def answer(picture: bytes, preprocessing: "Preprocessing", shown_at: int | None)
         text = "the picture needs too much memory to decode; make it smaller and try again"
     message = text.encode(errors="replace")[:MAX_MESSAGE]
     return REPLY.pack(MESSAGE, len(message), 0) + message
+
+
+def content_of(uri: str) -> bytes:
+    """What is in a data URI, in base64 of any kind (padded or not, URL-safe, in lines) or not. Raises ImageError."""
+    head, comma, payload = uri.partition(",")
+    if not comma:
+        raise ImageError("image is a data URI without a comma; send data:image/png;base64,...")
+    content = unquote_to_bytes(payload)
+    if not head.rstrip().lower().endswith(";base64"):
+        return content
+    content = content.translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n").rstrip(b"=")
+    try:
+        return binascii.a2b_base64(content + b"=" * (-len(content) % 4), strict_mode=True)
+    except binascii.Error as error:
+        raise ImageError(f"image is damaged base64 ({error}); send it again") from error

@@ -5,13 +5,12 @@ import contextvars
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from convmixer import CheckpointError, Classifier, zoo
 
-from . import RequestError, log
+from . import RequestError
+from .watcher import log
 
-ROOT = Path(__file__).resolve().parents[1]
 DOWNLOAD_SECONDS = 60.0  # what has come by then is kept, and the next download goes on from there
 REMEMBERED_SECONDS = 60.0  # a model that could not be loaded is not tried again before
 
@@ -41,15 +40,11 @@ class Models:
         return await asyncio.shield(self._loading[name])  # several may wait for it, and one of them go away
 
     async def _load(self, name: str) -> Classifier:
-        seconds = 0.0
         try:
             self._ready[name] = await asyncio.to_thread(_load, name)
             return self._ready[name]
-        except RequestError:
-            seconds = REMEMBERED_SECONDS
-            raise
         finally:
-            asyncio.get_running_loop().call_later(seconds, self._loading.pop, name)
+            asyncio.get_running_loop().call_later(REMEMBERED_SECONDS, self._loading.pop, name)
 
 
 def _load(name: str) -> Classifier:
@@ -58,8 +53,8 @@ def _load(name: str) -> Classifier:
         if zoo.local_path(name) is None:
             # A process of its own can be ended, whatever it waits for.
             command = [sys.executable, "-m", "convmixer", "download", name]
-            options = {"capture_output": True, "text": True, "timeout": DOWNLOAD_SECONDS, "cwd": ROOT}
-            if (run := subprocess.run(command, **options, check=False)).returncode:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+            if run.returncode:
                 raise OSError(run.stderr.strip())
         return Classifier(name)
     except (CheckpointError, OSError, subprocess.TimeoutExpired) as error:

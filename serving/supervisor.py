@@ -33,19 +33,14 @@ def supervise(command: list[str], folder: Path, environment: Mapping[str, str]) 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
+    prctl = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)  # which only Linux has
     # A worker outlives its server by a moment, and its helpers outlive both: they become children of this process
     # then, which waits for them, so that no dead process stays behind where init does not care.
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    us = os.getpid()
-
-    def end_with_us() -> None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != us:  # it has ended already
-            os._exit(1)
-
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
     while not asked:
         started = time.monotonic()
-        process = subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=end_with_us)
+        end_with_us = {"preexec_fn": lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)}
+        process = subprocess.Popen(command, cwd=folder, env=environment, **end_with_us)
         server = process.pid
         for number in asked:  # in the meantime
             os.kill(server, number)
@@ -58,24 +53,14 @@ def supervise(command: list[str], folder: Path, environment: Mapping[str, str]) 
             break
         deaths = 1 if time.monotonic() - started > STEADY_SECONDS else deaths + 1
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        pause = pause_before(deaths)
+        pause = 0.0 if deaths == 1 else min(LONGEST_PAUSE, 2.0 ** min(deaths - 2, 9))
         print(f"Cog's server ended by itself ({how}); it is started again in {pause:g} s", file=sys.stderr)
         until = time.monotonic() + pause
         while not asked and time.monotonic() < until:
             time.sleep(0.1)
-        if asked:  # and so not by its end
+        if asked:
             status = 0 if asked[-1] == signal.SIGTERM else -asked[-1]
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
-
-
-def pause_before(deaths: int) -> float:
-    """Seconds to wait after so many ends in a row."""
-    return 0.0 if deaths == 1 else min(LONGEST_PAUSE, 2.0 ** min(deaths - 2, 9))
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -1,12 +1,12 @@
 """A small process beside Cog's worker. It ends the server when that is of no use any more, so that it is started again.
 
-Cog 0.23 never replaces its worker: when that dies, of a lack of memory or a fault in native code, the server goes on
-and refuses every request. And it loses a slot for each prediction whose folder it cannot make, whose name the client
-may choose: a server without slots says that it is busy, and is not. Whoever runs the server (python -m serving, Docker,
-an orchestrator) starts it again once it is gone. The process also deletes what predictions leave in Cog's folder.
+Cog 0.23 never replaces a worker that died: the server goes on, and refuses every request. And it loses a slot for each
+prediction whose folder it cannot make, whose name the client may choose: at last it says that it is busy, and is not.
+Whoever runs the server (python -m serving, Docker, an orchestrator) starts it again once it is gone. What predictions
+leave in Cog's folder is deleted here, too.
 
-It holds one end of a pipe whose other end only the worker has. Whatever happens to the worker, the kernel then closes
-that end; the worker writes into it when a request begins, when it ends, and when Python exits in an orderly way.
+The process holds one end of a pipe from the worker. Whatever happens to that, the kernel then closes the other end. The
+worker writes into it when a request begins, when it ends, and when Python exits in an orderly way.
 """
 
 import atexit
@@ -40,9 +40,16 @@ class Watcher:
     def __init__(self):
         self._under_way = 0
         self._process: subprocess.Popen | None = None
-        if in_cogs_worker():
-            self._start()
-            atexit.register(self._say, LEAVES)
+        with contextlib.suppress(OSError):  # no /proc
+            own, server = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (os.getpid(), os.getppid()))
+            if b"coglet" in own and b"cog.server" in server:
+                # Ctrl-C is sent to all processes of a group. The server ends the worker once the last request is
+                # answered; for a worker that has ended before, it would wait for ten seconds.
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+                self._address = address_of(server)
+                self._start()
+                atexit.register(self._say, LEAVES)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -56,19 +63,15 @@ class Watcher:
             self._say(ENDS)
 
     def _start(self) -> None:
-        server = os.getppid()
-        address = address_of(Path(f"/proc/{server}/cmdline").read_bytes())
         try:
-            pidfd = os.pidfd_open(server)
+            pidfd = os.pidfd_open(os.getppid())
             # No other code than this file's and little of Python: it is there in a few milliseconds.
-            command = [sys.executable, "-I", "-S", __file__, *map(str, (pidfd, *address, self._under_way))]
-            self._process = subprocess.Popen(
-                command, pass_fds=[pidfd], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-            )
+            command = [sys.executable, "-I", "-S", __file__, *map(str, (pidfd, *self._address, self._under_way))]
+            self._process = subprocess.Popen(command, pass_fds=[pidfd], stdin=subprocess.PIPE)
             os.close(pidfd)
             os.set_blocking(self._process.stdin.fileno(), False)
         except (OSError, AttributeError) as error:  # AttributeError: not a Linux
-            print(f"no watcher: {error}; a worker that dies is not replaced", file=sys.__stderr__, flush=True)
+            log(f"no watcher: {error}; a worker that dies is not replaced")
 
     def _say(self, word: bytes) -> None:
         if self._process is None:
@@ -76,33 +79,12 @@ class Watcher:
         try:
             os.write(self._process.stdin.fileno(), word)
         except OSError as error:  # it is gone, or has not read for 64 KiB
-            line = f"the watcher does not listen ({error.strerror}); another one takes its place"
-            print(line, file=sys.__stderr__, flush=True)
-            self._process.kill()
-            self._process.stdin.close()
-            self._process.wait()
-            self._process = None
+            log(f"the watcher does not listen ({error.strerror}); another one takes its place")
+            process, self._process = self._process, None
+            process.kill()
+            process.stdin.close()
+            process.wait()
             self._start()
-
-
-def in_cogs_worker() -> bool:
-    """Whether this process was started by Cog's server, to run a predictor."""
-    try:
-        words = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (os.getpid(), os.getppid())]
-    except OSError:  # no /proc
-        return False
-    return b"coglet" in words[0] and b"cog.server" in words[1]
-
-
-def leave_signals_to_the_server() -> None:
-    """In Cog's worker, ignore the signals that ask a server to end, when they are sent to its whole process group.
-
-    Ctrl-C does that. The server ends the worker once the last request is answered; a worker that SIGINT has ended
-    before keeps it waiting for ten seconds.
-    """
-    if in_cogs_worker():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
 
 
 def check_folder(folder: str = FOLDER) -> None:
@@ -126,12 +108,10 @@ def address_of(command: bytes) -> tuple[str, int]:
 
 def status_of(host: str, port: int) -> str:
     """What the server at this address says of itself: READY, BUSY, STARTING, ...; "" if it says nothing."""
-    answer = b""
     try:
         with socket.create_connection((host, port), timeout=2) as connection:
             connection.sendall(b"GET /health-check HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            while part := connection.recv(2**16):
-                answer += part
+            answer = connection.makefile("rb").read()
         return str(json.loads(answer.partition(b"\r\n\r\n")[2])["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
@@ -148,28 +128,24 @@ def watch(worker: int, server: int, host: str, port: int, under_way: int = 0) ->
         if now > next_cleaning:
             delete_old(FOLDER)
             next_cleaning = now + CLEAN_EVERY
-        if select.select([worker], [], [], LOOK_EVERY)[0]:
-            words = os.read(worker, 2**16)
-            if LEAVES in words:
-                return
-            if not words:
+        if not select.select([worker], [], [], LOOK_EVERY)[0]:
+            is_stuck = not under_way and status_of(host, port) == "BUSY"
+            busy_since = (busy_since or now) if is_stuck else None
+            if busy_since and now - busy_since > STUCK:
+                log(f"Cog has been busy for {STUCK:g} s with no request under way; it is ended")
                 break
-            under_way += words.count(BEGINS) - words.count(ENDS)
-            busy_since = None
-        elif under_way or status_of(host, port) != "BUSY":
-            busy_since = None
-        else:
-            busy_since = busy_since or now
-            if now - busy_since > STUCK:
-                print(f"Cog has been busy for {STUCK:g} s with no request under way; it is ended", file=sys.stderr)
-                break
-    if ended(server, GRACE):
-        return
+            continue
+        words, busy_since = os.read(worker, 2**16), None
+        if LEAVES in words:
+            return
+        if not words:
+            break
+        under_way += words.count(BEGINS) - words.count(ENDS)
     # SIGINT, because after it the server puts its things in order, and its exit status still calls for a restart.
-    for number in (signal.SIGINT, signal.SIGKILL):
+    for number, seconds in ((0, GRACE), (signal.SIGINT, SECONDS_TO_LEAVE), (signal.SIGKILL, SECONDS_TO_LEAVE)):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(server, number)
-        if ended(server, SECONDS_TO_LEAVE):
+        if ended(server, seconds):
             return
 
 
@@ -186,6 +162,11 @@ def delete_old(folder: str, age: float = OLD) -> None:
                 about = os.lstat(path)
                 if about.st_uid == os.getuid() and about.st_mtime < time.time() - age:
                     (os.rmdir if stat.S_ISDIR(about.st_mode) else os.unlink)(path)
+
+
+def log(line: str) -> None:
+    """Tell whoever runs the server. sys.stderr would be the log of one prediction, which Cog may send to its client."""
+    print(line, file=sys.__stderr__, flush=True)
 
 
 if __name__ == "__main__":

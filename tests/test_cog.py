@@ -187,7 +187,7 @@ def test_no_file_of_the_server_can_be_asked_for(server):
     for path in (outside, inside):
         path.write_bytes(PICTURE)
         for image in (str(path), f"file://{path}", os.path.relpath(path, ROOT)):
-            assert "send a data URI" in server.predict(image=image)["error"]
+            assert "send one of them" in server.predict(image=image)["error"]
         path.unlink()
 
 

@@ -161,7 +161,7 @@ def test_a_crash_costs_one_picture(decoder, run, number, capfd):
     assert str(raised.value) == CRASHED
     assert np.array_equal(run(decoder.decode(OTHER, CIFAR10))[0], here(OTHER, CIFAR10))
     ending = f"ended by signal {number:d}, {signal.strsignal(number)},"
-    line = f"decoder process: {ending} while it decoded a picture of {len(SMALL):,} bytes\n"
+    line = f"decoder process: {ending} while it decoded {len(SMALL):,} bytes\n"
     assert capfd.readouterr().err == line
 
 
