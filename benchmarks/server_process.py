@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 UNTIL_READY = 120  # seconds that a server may take to start
 
-# The same inputs, checked against the same description, and handed over by Cog in the same way. What differs is only
-# that nobody looks at the picture.
+# The same inputs, checked against the same description. Nobody looks at the picture, which Cog decodes into a file here,
+# as it does for every predictor with a Path.
 ECHO = """
 import sys
 sys.path.insert(0, {root!r})
@@ -33,9 +33,6 @@ class Predictor(BaseRunner):
     ) -> Output:
         ranked = [Prediction(label=f"label {{index}}", index=index, score=index / 37) for index in range(top_k)]
         return Output(model="echo", engine="none", precision="none", predictions=ranked, heatmap=None)
-
-
-Predictor.run.__annotations__["image"] = str
 """
 
 

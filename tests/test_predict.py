@@ -15,7 +15,7 @@ from PIL import Image
 import predict
 from convmixer import Classifier, ImageError, zoo
 from convmixer.weights import CheckpointError
-from serving import RequestError, models
+from serving import RequestError, models, watcher
 
 
 @pytest.fixture
@@ -45,6 +45,14 @@ def test_setup_without_the_weights_that_cog_weights_names(monkeypatch, tmp_path)
     with pytest.raises(CheckpointError, match="COG_WEIGHTS"):
         predictor.setup()
     predictor.decoder.close()
+
+
+def test_setup_where_cog_could_not_write_gets_one_line(monkeypatch, tmp_path):
+    """As in a container with --read-only and no --tmpfs."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(predict, "check_folder", lambda: watcher.check_folder(str(tmp_path / "file" / "predictions")))
+    with pytest.raises(OSError, match=r"^Cog needs the folder .* --tmpfs /tmp$"):
+        predict.Predictor().setup()
 
 
 def test_the_first_model_is_warm_for_as_many_as_there_are_slots(monkeypatch, weights):
