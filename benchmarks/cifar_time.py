@@ -2,11 +2,11 @@
 
     python benchmarks/cifar_time.py --data DIR [--recipe cifar10] [--seeds 0 1 2] [--targets 92.6 94 96]
         [--json FILE] [-- any option of train/run.py]
-    python benchmarks/cifar_time.py --data DIR --recipe cifar10 -- --memory-format channel_major --compile --ahead 8
+    python benchmarks/cifar_time.py --data DIR --recipe cifar10 -- --memory-format contiguous --compile off --ahead 1
 
 Each run is train/run.py as it is, a process of its own, one after the other. Its seconds are those of metrics.csv:
-training and the evaluation after each epoch. "all" is the whole process, with starting, loading, compiling and tuning;
-the first run of a machine compiles and tunes what later ones find in the caches. The top-1 is that of the weights which
+training and the evaluation after each epoch. "all" is the whole process, with starting, loading and compiling; the
+first run of a machine compiles what later ones find in the caches. The top-1 is that of the weights which
 a run ends with; a target is reached at the first epoch that measures it.
 """
 

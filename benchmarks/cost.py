@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from convmixer.classifier import choose_device
 from convmixer.config import ConvMixerConfig
+from convmixer.engine import find_device
 from train.batches import Part
 from train.distributed import World
-from train.layout import FORMATS, choose_memory_format
+from train.layout import FORMATS, choose_layout, wrap
 from train.loop import Finish, choose_amp, train_epoch
 from train.plan import Plan
 from train.recipe import Recipe
@@ -109,9 +109,9 @@ def measure(recipe: Recipe, pictures: int, steps: int, device: torch.device) -> 
     """Images a second of train/loop.py's training step on random pictures, after one step of warm-up; and how."""
     recipe = replace(recipe, batch_size=pictures, micro_batch=pictures, epochs=1, weights="")
     amp = choose_amp(recipe.amp, device)
-    memory_format = choose_memory_format(recipe, amp, device)
-    recipe = replace(recipe, memory_format=memory_format)
-    state = new_state(recipe, device, amp, FORMATS[memory_format])
+    layout = choose_layout(recipe, amp, device)
+    recipe = replace(recipe, memory_format=layout.memory_format)
+    state = new_state(recipe, device, amp, FORMATS[layout.memory_format])
     generator, size = torch.Generator().manual_seed(0), recipe.preprocessing.size
     images = torch.randint(0, 256, (pictures, 3, size, size), dtype=torch.uint8, generator=generator).to(device)
     part = Part(images, torch.zeros(pictures, dtype=torch.int64, device=device))
@@ -123,17 +123,17 @@ def measure(recipe: Recipe, pictures: int, steps: int, device: torch.device) -> 
 
     train_epoch(
         state,
-        state.network,
+        wrap(state, recipe, World(device), layout),
         lambda epoch, first_step: [part] * (steps + 1),
         Plan(pictures * (steps + 1), pictures, pictures, True),
-        Finish(recipe, FORMATS[memory_format], device),
+        Finish(recipe, FORMATS[layout.memory_format], device),
         World(device),
         amp,
         Watch(),
         after_step=after_step,
     )
     how = f"{device_name(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else device_name(device)
-    how += f"; {amp}, {memory_format}; {steps} steps of {pictures} pictures after one of warm-up"
+    how += f"; {amp}, {layout}; {steps} steps of {pictures} pictures after one of warm-up"
     if device.type == "cuda":
         how += f"; at most {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
     return pictures * steps / (times[-1] - times[0]), how
@@ -192,7 +192,7 @@ def main() -> None:
     if options.images_per_s:
         print_rate(recipe, options.images_per_s, options.gpus, None, options.price, "--images-per-s")
     if options.measure:
-        rate, how = measure(recipe, options.pictures, options.steps, choose_device(None))
+        rate, how = measure(recipe, options.pictures, options.steps, torch.device(find_device(None)))
         print_rate(recipe, rate, options.gpus, None, options.price, f"a measurement here: {how}")
 
 

@@ -6,7 +6,7 @@
 
 All contestants of a model and a batch size have the same weights and random pictures, in bfloat16 (timm under
 autocast). They take turns; the figure is the median over the rounds, by CUDA events, after the calls in which they
-compile, tune and record. Logits are compared with float32. The share of the ceiling is the time that this GPU needs for
+compile and record. Logits are compared with float32. The share of the ceiling is the time that this GPU needs for
 nothing but the 1x1 convolutions as one large product, or for nothing but reading and writing each feature map once,
 whichever is longer. --minutes ends the run early, where a GPU is borrowed: what was measured until then is kept.
 """
@@ -27,8 +27,8 @@ from benchmarks.cost import multiply_adds
 from benchmarks.gpu_clock import ceilings, peak_memory, seconds, start_counting_memory, wait
 from benchmarks.gpu_contestants import CONTESTANTS, MEASURE, OURS, Contest, Skip
 from benchmarks.options import Parser, at_least_one
-from convmixer.classifier import choose_device
 from convmixer.config import ConvMixerConfig
+from convmixer.engine import find_device
 from train.recipes import RECIPES
 from train.session import device_name
 
@@ -74,7 +74,7 @@ def race(contest: Contest, mode: str, names: list[str], rounds: int, clock: Cloc
         before, start = start_counting_memory(device), time.perf_counter()
         try:
             call = getattr(contest, mode)(CONTESTANTS[name])
-            for _ in range(3):  # compiling, tuning, recording
+            for _ in range(3):  # compiling, recording
                 result = call()
             wait(device)
             difference = None if exact is None else off(result, exact)
@@ -179,7 +179,7 @@ def main() -> int:
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"there is no folder for {options.json}")
     try:
-        options.device = choose_device(options.device)
+        options.device = torch.device(find_device(options.device))
     except ValueError as error:
         parser.error(str(error))
     try:

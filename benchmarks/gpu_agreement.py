@@ -12,13 +12,17 @@ from pathlib import Path
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that the rest is found
 
+import numpy as np
 import torch
 from PIL import Image
 
 from benchmarks.options import Parser, at_least_one
-from convmixer import Classifier
-from convmixer.classifier import choose_device
+from convmixer import zoo
+from convmixer.engine import find_device
 from convmixer.gpu.engine import GpuEngine
+from convmixer.images import load_image
+from convmixer.model import build, to_arrays
+from convmixer.preprocessing import preprocess
 from train.cifar import find_layout, load_cifar, split_cifar
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -33,6 +37,7 @@ def pictures(data: Path, count: int):
     return sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)[:count]
 
 
+@torch.inference_mode()
 def main() -> int:
     parser = Parser(prog="benchmarks/gpu_agreement.py", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -41,22 +46,24 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     try:
-        device, exact = choose_device(options.device), Classifier(options.model, device="cpu")
+        device, model = torch.device(find_device(options.device)), zoo.load(options.model)
     except ValueError as error:  # no such device or model
         parser.error(str(error))
-    engine, found = GpuEngine(exact.network, device), pictures(options.data, options.count)
+    exact, preprocessing = build(model.config, model.state_dict).eval(), model.preprocessing
+    engine, found = GpuEngine(model.config, to_arrays(exact), device), pictures(options.data, options.count)
     if not found:
         parser.error(f"there are no pictures in {options.data}")
-    same, wanted, off, largest = 0, [], [], 0.0
+    wanted, off = [], []
     for start in range(0, len(found), SLICE):
-        batch = torch.stack([exact.prepare(picture) for picture in found[start : start + SLICE]])
-        wanted.append(exact.logits(batch))
-        off.append(engine(batch) - wanted[-1])
-        same += int(((wanted[-1] + off[-1]).argmax(1) == wanted[-1].argmax(1)).sum())
-        largest = max(largest, float(off[-1].abs().max()))
-    relative = float(torch.cat(off).norm() / torch.cat(wanted).norm())
-    print(f"{exact.name} on {device}: the same best class for {same} of {len(found)} pictures")
-    print(f"logits off by {relative:.1e} of their norm, at most by {largest:.2g}")
+        images = [load_image(picture, target_size=preprocessing.resize) for picture in found[start : start + SLICE]]
+        batch = np.stack([np.asarray(preprocess(image, preprocessing)) for image in images])
+        wanted.append(exact(torch.from_numpy(batch)).numpy())
+        off.append(engine.run(batch)[0] - wanted[-1])
+    wanted, off = np.concatenate(wanted), np.concatenate(off)
+    same = int(((wanted + off).argmax(1) == wanted.argmax(1)).sum())
+    relative = np.linalg.norm(off) / np.linalg.norm(wanted)
+    print(f"{model.name} on {device}: the same best class for {same} of {len(found)} pictures")
+    print(f"logits off by {relative:.1e} of their norm, at most by {abs(off).max():.2g}")
     return 0
 
 

@@ -1,11 +1,12 @@
 """What the Triton kernels become on a GPU, as the compiler says it: needs no GPU.
 
-    python benchmarks/gpu_code.py [--capability 90] [--kernel-size 9] [--activation gelu]
+    python benchmarks/gpu_code.py [--kernel-size 9] [--activation gelu]
 
-For each configuration of the depthwise convolution and of its taps' gradient: registers a thread, bytes that did not
-fit into registers, shared memory, matrix instructions, and how many instructions the loop executes for 1,024 outputs,
-such as one channel of a 32 x 32 feature map. A multiprocessor starts four instructions a cycle at most, so that a
-quarter of that number, in cycles, is a bound from below: an estimate from counting, and no measurement.
+For the depthwise convolution and its taps' gradient, on each kind of GPU in the configuration that it is launched with:
+registers a thread, bytes that did not fit into registers, shared memory, matrix instructions, and how many
+instructions the loop executes for 1,024 outputs, such as one channel of a 32 x 32 feature map. A multiprocessor starts
+four instructions a cycle at most, so that a quarter of that number, in cycles, is a bound from below: an estimate from
+counting, and no measurement.
 """
 
 import re
@@ -29,6 +30,7 @@ from convmixer.gpu import kernels
 OUTPUTS = 1024
 INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
 MATRIX = ("HGMMA", "HMMA", "UTCHMMA")  # of compute capability 9, up to 8, and 10
+CAPABILITIES = {80: "A100", 86: "RTX 3090", 89: "RTX 4090", 90: "H100, H200", 100: "B200", 120: "RTX 5090"}
 
 
 @dataclass(frozen=True)
@@ -47,30 +49,27 @@ class Code:
 
 
 def compile_kernel(
-    name: str,
-    config: triton.Config,
-    kernel_size: int,
-    capability: int,
-    activation: str = "gelu",
-    aligned: bool = True,
+    name: str, kernel_size: int, capability: int, activation: str = "gelu", aligned: bool = True
 ) -> Code:
-    """``name``: "convolve", "differentiate" or "activate". ``aligned``: a feature map's sides are multiples of 16."""
+    """``name``: "convolve", "differentiate" or "activate". ``aligned``: a feature map's width is a multiple of 16."""
     kernel = getattr(kernels, f"_{name}")
     constants = {
         "convolve": {"KERNEL": kernel_size, "ACTIVATION": activation},
         "differentiate": {"KERNEL": kernel_size},
         "activate": {"ACTIVATION": activation, "BLOCK": kernels.ACTIVATE_BLOCK},
-    }[name] | config.kwargs
+    }[name]
+    options = configuration(name, kernel_size, capability, activation)
+    constants |= {argument: value for argument, value in options.items() if argument.isupper()}
+    options = {option: value for option, value in options.items() if option.islower()}
     maps, numbers = ("x", "y", "z", "grad"), ("taps", "bias", "scale", "shift", "partial")
     kinds = dict.fromkeys(maps, "*bf16") | dict.fromkeys(numbers, "*fp32") | dict.fromkeys(constants, "constexpr")
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
     # What a launch finds out by itself: which pointers and numbers are multiples of 16.
-    multiples = {*maps, *numbers, "channels", "tiles", "positions", *(("height", "width") if aligned else ())}
+    multiples = {*maps, *numbers, "positions", *(("width",) if aligned else ())}
     attributes = {
         (index,): [["tt.divisibility", 16]] for index, name in enumerate(kernel.arg_names) if name in multiples
     }
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -79,6 +78,13 @@ def compile_kernel(
         listing = run(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
     registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
     return Code(registers, stack + local, compiled.metadata.shared, loop_instructions(listing), compiled.asm["ptx"])
+
+
+def configuration(name: str, kernel_size: int, capability: int, activation: str) -> dict[str, int]:
+    """What the kernel is launched with."""
+    if name == "convolve":
+        return kernels.convolve_configuration(capability, kernel_size, activation)
+    return kernels.differentiate_configuration(capability) if name == "differentiate" else {}
 
 
 def run(*command: str) -> str:
@@ -100,24 +106,21 @@ def loop_instructions(listing: str) -> Counter:
 
 def main() -> None:
     parser = Parser(prog="benchmarks/gpu_code.py", description=__doc__.splitlines()[0])
-    gpus = "80: A100; 86, 89: RTX 3090, 4090; 90: H100, H200; 100: B200; 120: RTX 5090"
-    parser.add_argument("--capability", type=int, default=90, choices=(80, 86, 89, 90, 100, 120), help=gpus)
     parser.add_argument("--kernel-size", type=int, default=9, choices=range(1, kernels.MAX_KERNEL_SIZE + 1, 2))
     parser.add_argument("--activation", default="gelu", choices=("gelu", "relu", "none"), help="none: as in training")
     options = parser.parse_args()
     activation = "" if options.activation == "none" else options.activation
-    shape = f"kernel {options.kernel_size} x {options.kernel_size}"
-    print(f"compute capability {options.capability / 10}, {shape}, bfloat16, activation {options.activation}")
-    print("kernel         tiles warps stages  registers spilled shared, KiB  matrix  for 1,024 outputs")
-    tuned = {"convolve": kernels.CONVOLVE_CONFIGS, "differentiate": kernels.DIFFERENTIATE_CONFIGS}
-    for name, configs in tuned.items():
-        for config in configs:
-            code = compile_kernel(name, config, options.kernel_size, options.capability, activation)
-            tiles = config.kwargs["TILES"]
-            executed = code.loop.total() * config.num_warps * OUTPUTS / (tiles * kernels.TILE**2)
+    print(f"kernel {options.kernel_size} x {options.kernel_size}, bfloat16, activation {options.activation}")
+    print("                          tiles warps stages  registers spilled shared, KiB  matrix  for 1,024 outputs")
+    for name in ("convolve", "differentiate"):
+        for capability, gpu in CAPABILITIES.items():
+            code = compile_kernel(name, options.kernel_size, capability, activation)
+            tiles, stages, warps, _ = configuration(name, options.kernel_size, capability, activation).values()
+            executed = code.loop.total() * warps * OUTPUTS / (tiles * kernels.TILE**2)
             print(
-                f"{name:<14} {tiles:5} {config.num_warps:5} {config.num_stages:6}  {code.registers:9}"
-                f" {code.spilled:7} {code.shared / 1024:11.0f}  {code.matrix:6}  {executed:17,.0f}"
+                f"{name:<14} {gpu:<10} {tiles:5} {warps:5} {stages:6}  {code.registers:9} {code.spilled:7}"
+                f" {code.shared / 1024:11.0f}  {code.matrix:6}  {executed:17,.0f}",
+                flush=True,
             )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.inference_models import random_network
 from convmixer.gpu.engine import GpuEngine
-from convmixer.model import ACTIVATIONS, ConvMixer
+from convmixer.model import ACTIVATIONS, ConvMixer, to_arrays
 from train.channel_major import use_channel_major
 from train.recipe import Recipe
 
@@ -83,8 +83,8 @@ class Contest:
         if way.ours:
             if way.compiled:
                 raise Skip("of inference there is only one")
-            engine = GpuEngine(self.network, self.device)
-            return lambda: engine.run(self.pictures)
+            engine = GpuEngine(self.config, to_arrays(self.network), self.device)
+            return lambda: engine.run_tensors(self.pictures)[0]
         if way.graph and self.device.type != "cuda":
             raise Skip("CUDA graphs need a GPU")
         network, pictures = self._prepared(timm_network(self.network), way)

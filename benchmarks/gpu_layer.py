@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from benchmarks.gpu import MODELS
 from benchmarks.gpu_clock import ceilings, seconds
 from benchmarks.options import Parser, at_least_one
-from convmixer.classifier import choose_device
 from convmixer.config import ConvMixerConfig
+from convmixer.engine import find_device
 from convmixer.gpu import ops
 from train.recipes import RECIPES
 from train.session import device_name
@@ -103,7 +103,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cpu to rehearse")
     options = parser.parse_args()
     try:
-        device = choose_device(options.device)
+        device = torch.device(find_device(options.device))
     except ValueError as error:
         parser.error(str(error))
     ceiling = ceilings(device)

@@ -9,7 +9,6 @@ and how often it is needed. The call gives the logits, (batch, classes), or None
 
 import argparse
 import contextlib
-import inspect
 import json
 import os
 import statistics
@@ -42,28 +41,20 @@ def read_pictures(cell: Cell):
 
 
 def ours(cell: Cell, precision: str) -> Iterator:
-    import torch
+    from safetensors.numpy import load_file
 
-    from convmixer import Classifier
+    from convmixer.cpu.engine import KernelEngine
+    from convmixer.cpu.kernel import KernelError
+    from convmixer.zoo import MODELS
 
-    if cell.threads:
-        torch.set_num_threads(cell.threads)
-    pictures = list(torch.from_numpy(read_pictures(cell)))
-    options = {"precision": precision}
-    if "precision" not in inspect.signature(Classifier).parameters:
-        if precision != "float32":
-            raise Skip("this version of convmixer.Classifier has no precision to choose")
-        options = {}
+    pictures = read_pictures(cell)
     yield
     try:
-        classifier = Classifier(str(cell.checkpoint), device="cpu", **options)
-    except ValueError as error:
-        if precision == "float32":
-            raise
+        engine = KernelEngine(MODELS[cell.model].config, load_file(cell.checkpoint), precision)
+    except KernelError as error:
         raise Skip(str(error)) from error
-    if not classifier.engine:
-        print("ours: there is no kernel for this machine (no compiler?); PyTorch runs the network", file=sys.stderr)
-    yield precision, [(lambda: classifier.logits(pictures).numpy(), 1)]
+    engine.threads = cell.threads or engine.threads
+    yield precision, [(lambda: engine.run(pictures)[0], 1)]
 
 
 def timm_network(cell: Cell, channels_last: bool = False, bfloat16: bool = False, compiled: bool = False) -> Iterator:

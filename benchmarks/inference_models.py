@@ -80,7 +80,8 @@ def random_network(config, size: int, seed: int = 0):
 
 def random_checkpoint(name: str):
     """The named architecture with random weights, as a `convmixer.Checkpoint`."""
-    from convmixer.weights import Checkpoint, imagenet_labels
+    from convmixer.labels import imagenet_labels
+    from convmixer.weights import Checkpoint
     from convmixer.zoo import MODELS as ZOO
 
     entry = ZOO[name]

@@ -77,7 +77,7 @@ def ours(name: str, batch_size: int, steps: int, device: str) -> Iterator[str]:
     from train.batches import MemoryBatches
     from train.cifar import CIFAR10_CLASSES, LabelledImages
     from train.distributed import World
-    from train.layout import FORMATS, choose_memory_format
+    from train.layout import FORMATS, choose_layout
     from train.loop import Finish, choose_amp, train_epoch
     from train.plan import Plan
     from train.recipes import RECIPES
@@ -87,7 +87,7 @@ def ours(name: str, batch_size: int, steps: int, device: str) -> Iterator[str]:
     recipe = replace(RECIPES["cifar10"], batch_size=batch_size, micro_batch=batch_size, drop_last=True)
     world = World(torch.device(device))
     amp = "off" if name.endswith("float32") else choose_amp("auto", world.device)
-    recipe = replace(recipe, memory_format=choose_memory_format(recipe, amp, world.device))
+    recipe = replace(recipe, memory_format=choose_layout(recipe, amp, world.device).memory_format)
     memory_format = FORMATS[recipe.memory_format]
     state = new_state(recipe, world.device, amp, memory_format)
     finish, watch = Finish(recipe, memory_format, world.device), Watch()

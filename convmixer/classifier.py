@@ -1,7 +1,7 @@
 """The classifier: a network, its preprocessing and its labels, loaded once and used for any number of pictures."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from . import zoo
+from .bulk import prepared
 from .engine import find_device, open_engine
 from .explain import HeatMap, class_activation_map
 from .images import ImageError, load_image, read_all
@@ -41,13 +42,16 @@ class Classifier:
     A picture is whatever `convmixer.images.load_image` reads (path, bytes, file, PIL image), or an array that `prepare`
     gave.
 
-    model: a name of `convmixer.zoo.MODELS`, "auto", or a checkpoint file; a named model is downloaded once.
+    model: a name of `convmixer.zoo.MODELS`, "auto", "hf:USER/NAME[@REVISION]" on the Hugging Face Hub, a checkpoint
+        file, or a folder that timm wrote; what was asked for by name is downloaded once.
     device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
     precision: what most of the arithmetic is done in. "float32" gives the network's own logits; "bfloat16", "float16"
         and "int8" are faster and less exact, where the processor has them. By default what the environment variable
         CONVMIXER_PRECISION says, else "auto": float32 on a CPU, 16 bits on a GPU.
+    allow_truncated: take pictures whose file ends too early, as `load_image` does.
     engine: "kernel" (this project's), "numpy", "torch", or "auto", the fastest here; see `convmixer.engine.choose`.
     progress: called with (bytes so far, total bytes or None) during a download.
+    labels: one text for each class, in the place of the model's own; see `convmixer.labels.read_labels`.
 
     Raises what `convmixer.zoo.load` raises for the model, and ValueError for a device, precision or engine that cannot
     be used. The methods raise ImageError for a picture that cannot be read.
@@ -60,11 +64,14 @@ class Classifier:
         device: str | None = None,
         precision: str | None = None,
         engine: str = "auto",
+        allow_truncated: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
+        labels: Sequence[str] | None = None,
     ):
         self.device = find_device(device and str(device), engine)  # first: a mistake should not cost a download
         precision = precision or os.environ.get("CONVMIXER_PRECISION") or "auto"
-        checkpoint: Checkpoint = zoo.load(model, progress)
+        checkpoint: Checkpoint = zoo.load(model, progress, labels)
+        self.allow_truncated = allow_truncated
         self.name = checkpoint.name
         self.config = checkpoint.config
         self.labels = checkpoint.labels
@@ -96,10 +103,35 @@ class Classifier:
         """The ``top_k`` best classes of one picture, best first; all of them where there are fewer."""
         return self.classify_many([image], top_k)[0]
 
-    def classify_many(self, images: Iterable, top_k: int = 5) -> list[list[Prediction]]:
-        """`classify` for each picture, in order. Only one slice of them is in memory at a time."""
+    def classify_many(self, images: Iterable, top_k: int = 5, errors: str = "raise") -> list:
+        """`classify` for each picture, in order; they are decoded on all cores, and only a few are in memory at a time.
+
+        errors: "raise", or "return" to get the ImageError of a picture that cannot be read in the place of its answer.
+        """
+        return [answer for batch in self.answers(images, top_k, errors) for answer in batch]
+
+    def answers(
+        self,
+        images: Iterable,
+        top_k: int = 5,
+        errors: str = "raise",
+        workers: int | None = None,
+        read: Callable = lambda image: image,
+    ) -> Iterator[list]:
+        """`classify_many`, as the answers come: lists of up to SLICE.
+
+        workers: pictures that are decoded at a time. read: makes a picture of what stands for it, in those workers.
+        """
         _check_top_k(top_k)
-        return [self._ranked(row, top_k) for row in self.scores(images)]
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors is {errors!r}; it must be 'raise' or 'return'")
+        for batch in prepared(images, lambda image: self.prepare(read(image)), SLICE, workers):
+            good = [one for one in batch if not isinstance(one, ImageError)]
+            broken = next((one for one in batch if isinstance(one, ImageError)), None)
+            if broken and errors == "raise":
+                raise broken
+            ranked = iter([self._ranked(row, top_k) for row in _softmax(self._logits(good))])
+            yield [one if isinstance(one, ImageError) else next(ranked) for one in batch]
 
     def scores(self, images: Iterable) -> np.ndarray:
         """The softmax over all classes, float32 (N, classes), of N pictures."""
@@ -109,8 +141,13 @@ class Classifier:
         """The network's logits, float32 (N, classes), of N pictures."""
         images, rows = iter(images), [np.empty((0, self.config.num_classes), np.float32)]
         while slice_ := list(islice(images, SLICE)):
-            rows.append(self.engine.run(np.stack([self.prepare(image) for image in slice_]))[0])
+            rows.append(self._logits([self.prepare(image) for image in slice_]))
         return np.concatenate(rows)
+
+    def _logits(self, prepared: list[np.ndarray]) -> np.ndarray:
+        if not prepared:
+            return np.empty((0, self.config.num_classes), np.float32)
+        return self.engine.run(np.stack(prepared))[0]
 
     def features(self, image) -> np.ndarray:
         """The feature maps of one picture behind the stem and behind each block: float32 (depth + 1, dim, h, w)."""
@@ -123,7 +160,7 @@ class Classifier:
         or type.
         """
         if not hasattr(image, "dtype"):
-            return preprocess(load_image(image, target_size=self.preprocessing.resize), self.preprocessing)
+            return preprocess(self._load(image, self.preprocessing.resize), self.preprocessing)
         prepared, side = as_array(image), self.preprocessing.size
         shape = (self.config.in_chans, side, side)
         if prepared.shape != shape or prepared.dtype != np.float32:
@@ -156,11 +193,14 @@ class Classifier:
         predictions = self._ranked(scores, top_k)
         return predictions, [self._heatmap(picture, features, prediction.index) for prediction in predictions]
 
+    def _load(self, image, target_size: int) -> Image.Image:
+        return load_image(image, target_size=target_size, allow_truncated=self.allow_truncated)
+
     def _look(self, image) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         """The picture to show; of what `prepare` gives, the last feature map (dim, h, w) and the scores (classes,)."""
         if hasattr(image, "read"):
             image = read_all(image)  # for it is read twice, each time at the size that suits
-        picture = load_image(image, target_size=self.heatmap_side)
+        picture = self._load(image, self.heatmap_side)
         logits, features = self.engine.run(self.prepare(image)[None], stages=1)
         return picture, features[0, 0], _softmax(logits)[0]
 

@@ -28,11 +28,19 @@ class ConvMixerConfig:
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {self.kernel_size}; it must be odd, such as 5, 7 or 9")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation is {self.activation!r:.80}; it must be one of {', '.join(ACTIVATIONS)}")
 
     def to_dict(self) -> dict:
         """The fields as plain JSON values."""
         return asdict(self)
+
+
+# What timm, and everyone who trained on ImageNet, calls these architectures.
+PUBLISHED = {
+    "convmixer_1536_20": ConvMixerConfig(1536, 20, kernel_size=9, patch_size=7),
+    "convmixer_768_32": ConvMixerConfig(768, 32, kernel_size=7, patch_size=7, activation="relu"),
+    "convmixer_1024_20_ks9_p14": ConvMixerConfig(1024, 20, kernel_size=9, patch_size=14),
+}
 
 
 def count_parameters(config: ConvMixerConfig) -> int:

@@ -124,8 +124,10 @@ def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{what} is {name!r:.80}; it must be one of {', '.join(known)}")
 
 
-def check_pictures(pictures: np.ndarray, config: ConvMixerConfig) -> None:
-    """Raises ValueError unless ``pictures`` are what `Engine.run` takes."""
+def check_pictures(pictures: np.ndarray, config: ConvMixerConfig, stages: int = 0) -> None:
+    """Raises ValueError unless ``pictures`` and ``stages`` are what `Engine.run` takes."""
+    if not 0 <= stages <= config.depth + 1:
+        raise ValueError(f"stages is {stages}; it must be 0 to {config.depth + 1}")
     patch, chans = config.patch_size, config.in_chans
     if not isinstance(pictures, np.ndarray) or pictures.dtype != np.float32:
         kind = getattr(pictures, "dtype", type(pictures).__name__)
@@ -148,9 +150,12 @@ def open_engine(
     """
     choice = choose(look(device, config.kernel_size, precision), config.kernel_size, engine, precision)
     if choice.note:
-        _say_once(choice.note)
+        say_once(choice.note)
     if choice.engine == "torch":
-        from .torch_engine import TorchEngine
+        try:
+            from .torch_engine import TorchEngine
+        except ImportError as error:
+            raise ValueError("engine 'torch' needs PyTorch: pip install torch") from error
 
         return TorchEngine(config, weights, device, choice.precision, choice.layout)
     if choice.engine == "numpy":
@@ -167,27 +172,34 @@ def open_engine(
 
 
 def find_device(device: str | None, engine: str = "auto") -> str:
-    """What PyTorch calls a device: the one that was named, by default the GPU where there is one.
+    """What PyTorch calls a device.
 
-    PyTorch is imported where a GPU may be. Raises ValueError, one line, for a device that cannot be used.
+    device: "cpu", "cuda", "cuda:1" or its number alone, "mps", "gpu" (an NVIDIA GPU or a Mac's), or None or "auto": an
+    NVIDIA GPU where there is one, else the CPU. PyTorch is imported where a GPU may be. Raises ValueError, one line,
+    for a device that cannot be used.
     """
+    device = None if device == "auto" else device
     if device == "cpu" or (device is None and (engine == "numpy" or not _may_have_gpu())):
         return "cpu"
     try:
         import torch
     except ImportError as error:
         if device is None:
-            _say_once("a GPU's driver is here; `make predict GPU=1` or `pip install torch` adds what uses it, 4.7 GB")
+            say_once("a GPU's driver is here; `make predict GPU=1` or `pip install torch` adds what uses it, 4.7 GB")
             return "cpu"
         raise ValueError(f"device {device!r} needs PyTorch: pip install torch; or try 'cpu'") from error
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "gpu":
+        device = "mps" if torch.backends.mps.is_available() else "cuda"
+    elif device.isdecimal():
+        device = f"cuda:{device}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device {device!r} cannot be used ({reason}); try 'cpu', or 'cuda' on an NVIDIA GPU"
+            f"device {device!r} cannot be used ({reason}); try 'cpu', 'cuda' on an NVIDIA GPU, or 'mps' on a Mac"
         ) from error
     return str(torch.device(device))
 
@@ -227,5 +239,6 @@ def _may_have_gpu() -> bool:
 
 
 @functools.cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """Tells people something through the logger ``convmixer``, which without any setting writes to standard error."""
     logging.getLogger("convmixer").warning(line)

@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .guess import facts_of_training
 from .readers import CheckpointError, as_array, error_summary
 
-STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm names them, the preferred one first
+# As timm names them, the preferred one first; then as others do.
+STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net")
 MOST_INSTRUCTIONS = 5_000_000  # a checkpoint with averaged weights and an optimizer's state has about 100,000
 MOST_VALUES = 50_000_000  # in one value, each counted as often as it is referred to
 MOST_DEPTH = 100
@@ -124,7 +126,7 @@ def _check_global(argument: str) -> None:
 
 
 class _Ignored:
-    """Stands in for the harmless objects beside the weights in a training checkpoint; their content is dropped."""
+    """Stands in for harmless objects beside the weights in a training checkpoint; their content is dropped."""
 
     def __new__(cls, *_):
         return super().__new__(cls)
@@ -133,27 +135,35 @@ class _Ignored:
         pass
 
 
-# timm's saver keeps the command line; the authors' learning rates, from np.interp, are NumPy numbers (module names
-# before and since NumPy 2).
-_IGNORED_GLOBALS = [
-    (_Ignored, name)
-    for name in (
-        "argparse.Namespace",
-        "numpy.dtype",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-    )
+class _Arguments(_Ignored):
+    """Stands in for the command line that timm's saver keeps: a Namespace, of which only plain values stay."""
+
+    def __setstate__(self, state):
+        if isinstance(state, dict):
+            self.values = {name: value for name, value in state.items() if isinstance(name, str) and _is_plain(value)}
+
+
+# The authors' learning rates, from np.interp, are NumPy numbers (module names before and since NumPy 2). The classes of
+# activations may be among the arguments.
+_KNOWN_GLOBALS = [
+    (_Arguments, "argparse.Namespace"),
+    (_Ignored, "numpy.dtype"),
+    (_Ignored, "numpy.core.multiarray.scalar"),
+    (_Ignored, "numpy._core.multiarray.scalar"),
+    ("gelu", "torch.nn.modules.activation.GELU"),
+    ("relu", "torch.nn.modules.activation.ReLU"),
 ]
 _process_wide_settings = threading.Lock()  # torch's list of globals and the warning filters are not a thread's own
 
 
-def read_pickle(path: Path, *, zipped: bool) -> dict[str, np.ndarray]:
-    """The state_dict in a file of torch.save, whose arrays share the tensors' memory. Raises CheckpointError.
+def read_pickle(path: Path, *, zipped: bool) -> tuple[dict[str, np.ndarray], dict]:
+    """The state_dict in a file of torch.save, whose arrays share the tensors' memory, and what timm's train.py keeps
+    beside it (see `convmixer.guess`). Raises CheckpointError.
 
     zipped: whether the file is a zip archive, which is memory-mapped.
     """
     try:
-        with _process_wide_settings, torch.serialization.safe_globals(_IGNORED_GLOBALS), warnings.catch_warnings():
+        with _process_wide_settings, torch.serialization.safe_globals(_KNOWN_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other pickle protocols and sparse tensors: they end as errors below
             with open(path, "rb") as file:
                 check_pickles(file)
@@ -178,7 +188,23 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, np.ndarray]:
     # A stride of zero lets a tiny file claim a huge tensor, which the conversion to float32 would then really make.
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > os.path.getsize(path):
         raise CheckpointError("claims more values than the file has room for")
-    return {name: as_array(tensor) for name, tensor in tensors.items()}
+    return {name: as_array(tensor) for name, tensor in tensors.items()}, _facts(content)
+
+
+def _facts(content: object) -> dict:
+    if not isinstance(content, dict):
+        return {}
+    architecture, arguments = content.get("arch"), content.get("args")
+    values = getattr(arguments, "values", {}) if isinstance(arguments, _Arguments) else {}
+    return facts_of_training(architecture if isinstance(architecture, str) else None, values)
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Whether this is a number, a text, or lists and dictionaries of a few of them."""
+    if isinstance(value, list | tuple | dict):
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth < 2 and len(inside) < 1000 and all(_is_plain(each, depth + 1) for each in inside)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _find_state_dict(content: object) -> dict:

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from .config import ConvMixerConfig
 
 METADATA_KEY = "convmixer"  # the one entry that our own safetensors files carry beside the tensors
-WRAPPER_PREFIXES = re.compile(r"(module\.|_orig_mod\.)+")  # put in front by DistributedDataParallel and torch.compile
+# Put in front by DistributedDataParallel, torch.compile, Lightning modules and transformers' wrapper around timm.
+WRAPPER_PREFIXES = re.compile(r"((module|_orig_mod|model|net|timm_model)\.)+")
 NUMBERED_NAME = re.compile(r"([0-9]{1,6})\.(.+)")  # the authors' nn.Sequential: "3.0.fn.0.weight"
 FIRST_BLOCK = 3  # in the authors' nn.Sequential, after the stem's convolution, activation and norm
 MOST_PROBLEMS_SHOWN = 3
@@ -31,8 +32,9 @@ class CheckpointError(ValueError):
     """One line that names the file, what is wrong with it and, where that helps, what would be right."""
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """The tensors of a checkpoint under timm's names, and the text of our metadata entry, None in other people's files.
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str | None, dict]:
+    """The tensors of a checkpoint under timm's names; the text of our metadata entry, None in other people's files; and
+    what timm's train.py says about its training, {} in other files (see `convmixer.guess`).
 
     The first bytes tell the kind of file. Raises CheckpointError, without the file's name, when it cannot be read.
     """
@@ -43,14 +45,14 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
             start = file.read(9)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}") from error
-    metadata = None
+    metadata, facts = None, {}
     if start[8:] == b"{":  # safetensors: the header's length in eight bytes, then the header, which is JSON
         tensors, metadata = _read_safetensors(path)
     elif start.startswith((b"PK", b"\x80")):  # torch.save: a zip archive, or before PyTorch 1.6 a bare pickle
-        tensors = _read_pickle(path, zipped=start.startswith(b"PK"))
+        tensors, facts = _read_pickle(path, zipped=start.startswith(b"PK"))
     else:
         raise CheckpointError("is empty" if not start else "is not a checkpoint (.safetensors, .pth or .pth.tar)")
-    return _with_timm_names(tensors), metadata
+    return _with_timm_names(tensors), metadata, facts
 
 
 def read_metadata(path: Path) -> str | None:
@@ -180,7 +182,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
         raise CheckpointError(f"is truncated, damaged or no checkpoint: {error_summary(error)}") from error
 
 
-def _read_pickle(path: Path, *, zipped: bool) -> dict[str, np.ndarray]:
+def _read_pickle(path: Path, *, zipped: bool) -> tuple[dict[str, np.ndarray], dict]:
     try:
         from .pickles import read_pickle
     except ImportError as error:

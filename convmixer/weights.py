@@ -6,10 +6,8 @@ format_version, name, architecture, labels, preprocessing, training and accuracy
 
 import json
 import os
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,19 +15,18 @@ import numpy as np
 from safetensors.numpy import save
 
 from .config import ConvMixerConfig
-from .preprocessing import CIFAR10, IMAGENET, Preprocessing
+from .guess import checkpoint_in, guess, name_of, read_config
+from .preprocessing import Preprocessing
 from .readers import (
     METADATA_KEY,
     CheckpointError,
     checked_tensors,
     error_summary,
-    infer_config,
     read_metadata,
     read_tensors,
 )
 
 FORMAT_VERSION = 1
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar")
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing arrays does not give one truth value
@@ -43,6 +40,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     training: dict  # JSON values: recipe, data, epochs, seed, commit; {} if unknown
     accuracy: dict  # JSON values: top1 and top5 in percent, data, images; {} if unknown
+    assumed: tuple[str, ...] = ()  # what nobody says and was guessed, such as "GELU" or "32 pixels"; not saved
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
@@ -85,7 +83,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
     Whatever goes wrong, a full disk included, is raised as it is; a file that was at ``path`` then stays as it was.
     """
     path = Path(os.path.realpath(path))  # a symbolic link stays one and leads to the new content
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same folder: renames do not cross disks
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")  # same folder: renames do not cross disks
     try:
         with open(temporary, "xb") as file:
             write(file)
@@ -103,12 +101,16 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
             os.close(folder)
 
 
-def load_checkpoint(path: str | os.PathLike, *, assume: Checkpoint | None = None) -> Checkpoint:
-    """Read model.safetensors, timm's .safetensors, .pth and .pt, or the authors' .pth.tar, whatever the file is called.
+def load_checkpoint(
+    path: str | os.PathLike, *, assume: Checkpoint | None = None, labels: Sequence[str] | None = None
+) -> Checkpoint:
+    """Read model.safetensors, timm's .safetensors, .pth and .pt, or the authors' .pth.tar, whatever the file is called;
+    or the best of these in a folder that timm or train/run.py wrote.
 
     ``assume`` describes a file that holds nothing but tensors (its own state_dict is not used), and any file must then
-    have its architecture. Without it such a file is named after itself, its architecture is read off the shapes, 1,000
-    classes are taken to be ImageNet's, and the pictures to be ImageNet's for patches of 7 pixels or more, else CIFAR's.
+    have its architecture. Without it such a file is described by the ``config.json`` beside it, by what timm's train.py
+    keeps in its checkpoints, and for the rest by `convmixer.guess.guess`, which notes that in ``assumed``. ``labels``,
+    one for each class, come before all others.
     Of a training checkpoint the averaged weights, ``state_dict_ema``, come before ``state_dict``, because a training
     that averages reports the accuracy of the average.
 
@@ -117,12 +119,15 @@ def load_checkpoint(path: str | os.PathLike, *, assume: Checkpoint | None = None
 
     Raises CheckpointError when the file cannot be read or is not a whole, finite ConvMixer. No code in it is run.
     """
-    path = Path(path)
+    name, path = name_of(Path(path)), Path(path)
+    path = checkpoint_in(path) if os.path.isdir(path) else path
     try:
-        tensors, metadata = read_tensors(path)
-        described = (assume or _guess(path, tensors)) if metadata is None else _parse(metadata)
+        tensors, metadata, facts = read_tensors(path)
+        described = _parse(metadata) if metadata is not None else assume or _guess(name, path, tensors, facts, labels)
         if assume and described.config != assume.config:
             raise CheckpointError(f"holds {described.config}, not {assume.config}")
+        if labels is not None:
+            described = replace(described, labels=tuple(labels))
         return replace(described, state_dict=checked_tensors(tensors, described.config))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -138,12 +143,6 @@ def read_description(path: str | os.PathLike) -> Checkpoint | None:
         return None if metadata is None else _parse(metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-@cache
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1,000 labels of ImageNet-1k in index order, all different."""
-    return tuple((Path(__file__).parent / "assets" / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines())
 
 
 def _parse(metadata: str) -> Checkpoint:
@@ -170,17 +169,7 @@ def _parse(metadata: str) -> Checkpoint:
         raise CheckpointError(f"has damaged metadata: {error_summary(error)}") from error
 
 
-def _guess(path: Path, tensors: dict[str, np.ndarray]) -> Checkpoint:
-    """The most likely description of a file that holds nothing but tensors, as load_checkpoint documents."""
-    config = infer_config(tensors)
-    suffix = next((suffix for suffix in CHECKPOINT_SUFFIXES if path.name.endswith(suffix)), "")
-    is_imagenet = config.num_classes == len(imagenet_labels())
-    return Checkpoint(
-        name=path.name.removesuffix(suffix),
-        config=config,
-        state_dict={},
-        labels=imagenet_labels() if is_imagenet else tuple(f"class {i}" for i in range(config.num_classes)),
-        preprocessing=IMAGENET if config.patch_size >= 7 else CIFAR10,
-        training={},
-        accuracy={},
-    )
+def _guess(name: str, path: Path, tensors: dict, facts: dict, labels: Sequence[str] | None) -> Checkpoint:
+    """The likely description of a file that holds nothing but tensors and ``facts``, as load_checkpoint documents."""
+    fields = guess(tensors, facts | read_config(path.parent), labels)
+    return Checkpoint(name, state_dict={}, training={}, accuracy={}, **fields)

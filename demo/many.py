@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from convmixer import Classifier, ImageError
-from convmixer.__main__ import percent
+from convmixer.classify import percent
 from demo import render
 from demo.answers import Answers, Problem, about_picture
 from demo.guard import Upload

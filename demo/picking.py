@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import gradio as gr
 
-from convmixer import CheckpointError, ModelError, zoo
+from convmixer import CheckpointError, ModelError, hub, zoo
 from convmixer.download import DownloadError
 from demo import render
 from demo.guard import Upload
@@ -50,7 +50,10 @@ def handlers(models: Models, components: list):
         try:
             models.download(event.name, report)
         except (ModelError, DownloadError) as trouble:
-            return {problem: render.problem(str(trouble).replace(f"{zoo.cache_dir()}{os.sep}", ""))}
+            line = str(trouble)
+            for folder in (zoo.cache_dir(), hub.cache_dir()):  # visitors need not know the server's folders
+                line = line.replace(f"{folder}{os.sep}", "")
+            return {problem: render.problem(line)}
         return chosen(event.name, own_now)
 
     def use_own(upload: Upload | None, own_now: Sequence[Own]):

@@ -7,7 +7,7 @@ from html import escape
 from PIL import Image, ImageOps
 
 from convmixer import Prediction
-from convmixer.__main__ import percent
+from convmixer.classify import percent
 from convmixer.explain import HeatMap
 
 DISPLAY_SIDE = 1000  # pixels; a picture is shown no larger than this

@@ -1,6 +1,6 @@
 """Measures a finished CIFAR-10 run on the hold-out in float32, and makes it the shipped model, with its card.
 
-    python docs/shipped_model.py runs/cifar10 --data DIR
+    python docs/shipped_model.py runs/cifar10_100 --data DIR
 
 Writes convmixer/assets/convmixer_256_8_cifar10.safetensors, with the measured accuracy in its metadata, and in
 docs/shipped_model/: README.md (the model card), curves.png, confusion.png, metrics.csv, recipe.json. What was tried

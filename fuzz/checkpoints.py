@@ -62,7 +62,8 @@ def warm_up() -> None:
     import tempfile
 
     # These are imported late by PyTorch and Python, and importing them looks like running code.
-    importlib.import_module("torch.nested._internal.ops")
+    for name in ("torch.nested._internal.ops", "torch._subclasses.schema_check_mode"):
+        importlib.import_module(name)
     for module in pkgutil.iter_modules(encodings.__path__):
         if module.name not in ("mbcs", "oem"):  # on Windows only
             importlib.import_module(f"encodings.{module.name}")

@@ -73,7 +73,8 @@ def training_checkpoint(rng: Rng, shared: bool = True) -> dict:
     tensors = OrderedDict((prefix + name, tensor) for name, tensor in tiny(rng, shared).items())
     if chance(rng, 0.3):
         return tensors
-    content = {"epoch": 3, "arch": "convmixer", "state_dict": tensors, "args": argparse.Namespace(lr=0.1, opt="adamw")}
+    content = {"epoch": 3, "arch": "convmixer", "state_dict": tensors, "args": None}
+    content["args"] = argparse.Namespace(lr=0.1, img_size=8, mean=[0.5], model_kwargs={"act_layer": "gelu"})
     if chance(rng, 0.5):
         content |= {"state_dict_ema": tensors, "metric": np.float64(0.5)}
     return content

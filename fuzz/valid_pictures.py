@@ -4,12 +4,15 @@ import io
 from functools import lru_cache
 
 import numpy as np
+import pillow_heif
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from fuzz.mutations import Rng, chance, pick, some_bytes
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-KINDS = 602  # different valid pictures for one seed; number n has the format n % 7
+pillow_heif.register_heif_opener()  # Pillow then also writes HEIC
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "PPM", "TGA")
+KINDS = 600  # different valid pictures for one seed; number n has the format n % 10
 # A picture with alpha needs an encoder for it; what a format cannot hold is converted to the first mode.
 MODES = {
     "JPEG": ("RGB", "L", "CMYK", "RGB"),
@@ -19,6 +22,9 @@ MODES = {
     "BMP": ("RGB", "L", "P", "1", "RGBA"),
     "TIFF": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "I", "F", "CMYK", "YCbCr", "LAB"),
     "AVIF": ("RGB", "RGBA"),
+    "HEIF": ("RGB", "RGBA", "L"),
+    "PPM": ("RGB", "L", "1", "I;16", "F"),
+    "TGA": ("RGB", "RGBA", "L", "LA", "P", "1"),
 }
 TIFF_COMPRESSIONS = (
     "raw",
@@ -78,17 +84,25 @@ def _exif(rng: Rng, format: str) -> Image.Exif:
     return exif
 
 
+def _profile(rng: Rng) -> bytes:
+    """sRGB's profile, or one in which a few numbers are others: another colour space, or a broken one."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes(12)  # the date at which it was made
+    for _ in range(int(pick(rng, (0, 1, 3)))):
+        profile[int(rng.integers(128, len(profile)))] = int(rng.integers(256))
+    return bytes(profile)
+
+
 def _options(rng: Rng, format: str, frames: list[Image.Image]) -> dict:
     mode, options = frames[0].mode, {}
     if len(frames) > 1 and format in ("PNG", "WEBP", "GIF", "TIFF"):
         options |= {"save_all": True, "append_images": frames[1:]}
         if format != "TIFF":
             options |= {"duration": 50}
-    if format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") and chance(rng, 0.4):
+    if format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF") and chance(rng, 0.4):
         options["exif"] = _exif(rng, format)
-    if format in ("JPEG", "PNG", "WEBP", "AVIF") and mode in ("RGB", "RGBA") and chance(rng, 0.3):
-        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-        options["icc_profile"] = profile[:24] + bytes(12) + profile[36:]  # without the date at which it was made
+    if format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF") and mode in ("RGB", "RGBA") and chance(rng, 0.4):
+        options["icc_profile"] = _profile(rng)
     return options | _FORMAT_OPTIONS.get(format, lambda rng, picture: {})(rng, frames[0])
 
 
@@ -150,6 +164,11 @@ def _avif_options(rng: Rng, picture: Image.Image) -> dict:
     return options | {"subsampling": pick(rng, ("4:2:0", "4:4:4"))}
 
 
+def _tga_options(rng: Rng, picture: Image.Image) -> dict:
+    compression = {"compression": "tga_rle"} if picture.mode != "1" and chance(rng, 0.5) else {}
+    return compression | {"orientation": int(pick(rng, (1, -1)))}
+
+
 _FORMAT_OPTIONS = {
     "JPEG": _jpeg_options,
     "PNG": _png_options,
@@ -157,4 +176,6 @@ _FORMAT_OPTIONS = {
     "GIF": _gif_options,
     "TIFF": _tiff_options,
     "AVIF": _avif_options,
+    "HEIF": lambda rng, picture: {"quality": int(rng.integers(1, 101))},
+    "TGA": _tga_options,
 }

@@ -3,15 +3,24 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_hub_cache(tmp_path_factory):
+    """What timm has fetched on this machine does not change what "auto" means."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+        yield
 
 
 @pytest.fixture
@@ -21,6 +30,29 @@ def photos() -> Path:
     if not (folder / "dog.jpg").exists():
         pytest.skip(f"the photographs are not at {folder} (CONVMIXER_TEST_PHOTOS names another folder)")
     return folder
+
+
+@pytest.fixture
+def cases() -> Path:
+    """The folder of pictures that went wrong once, made from the photographs."""
+    folder = Path(os.environ.get("CONVMIXER_TEST_CASES", ROOT.parent / "shared" / "cases")) / "pictures"
+    if not folder.is_dir():
+        pytest.skip(f"there are no such pictures at {folder} (CONVMIXER_TEST_CASES names the folder above it)")
+    return folder
+
+
+@pytest.fixture
+def silent():
+    """Any warning that reaches the test fails it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Any attempt to decode pixels fails the test."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were decoded"))
 
 
 @pytest.fixture

@@ -229,7 +229,7 @@ class Visitor:
         self._sees(name, *Classifier(path).classify_with_heatmaps(picture, 5), model, view)
 
     def _sees(self, name: str, predictions: list, maps: list, model: str, view: str) -> None:
-        from convmixer.__main__ import percent
+        from convmixer.classify import percent
         from demo import render
 
         self.sees_picture(name, view)

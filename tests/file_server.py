@@ -19,19 +19,28 @@ class Resource:
     statuses: list[int] = field(default_factory=list)  # the next answers are these errors
     redirect: str | None = None
     pause: threading.Event | None = None  # the second half of the body waits for it
+    headers: dict[str, str] = field(default_factory=dict)  # of every answer, beside its own
 
 
 class FileServer:
-    """Serves ``resources``, by path, while used as a context; ``requests`` has (path, Range header or None) of each."""
+    """Serves ``resources``, by path, while used as a context.
+
+    ``requests`` has (path, Range header or None) of each GET, and ``heads`` the path of each HEAD.
+    """
 
     def __init__(self):
         self.resources: dict[str, Resource] = {}
         self.requests: list[tuple[str, str | None]] = []
+        self.heads: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.files = self
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self._server.server_port}{path}"
+
+    def refusal(self, path: str, headers) -> tuple[int, dict[str, str]] | None:
+        """Status and headers of the answer to a request that gets no file."""
+        return None if path in self.resources else (404, {})
 
     def __enter__(self):
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -46,12 +55,23 @@ class FileServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.server.files.heads.append(self.path)
+        self._answer()
+
     def do_GET(self):
+        self.server.files.requests.append((self.path, self.headers.get("Range")))
+        self._answer()
+
+    def _answer(self):
         files = self.server.files
-        files.requests.append((self.path, self.headers.get("Range")))
-        resource = files.resources.get(self.path)
-        if resource is None:
-            return self.send_error(404)
+        if refusal := files.refusal(self.path, self.headers):
+            status, headers = refusal
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            return self.end_headers()
+        resource = files.resources[self.path]
         if resource.statuses:
             return self.send_error(resource.statuses.pop(0))
         if resource.redirect:
@@ -77,7 +97,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         if resource.etag:
             self.send_header("ETag", resource.etag)
+        for name, value in resource.headers.items():
+            self.send_header(name, value)
         self.end_headers()
+        if self.command == "HEAD":
+            return
         body = body[: resource.cuts.pop(0)] if resource.cuts else body
         half = len(body) // 2 if resource.pause else len(body)
         self.wfile.write(body[:half])

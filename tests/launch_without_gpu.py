@@ -1,73 +1,63 @@
-"""Launches the Triton kernels as on an H200, through a stand-in for the driver, which is all that is missing here.
+"""Launches the Triton kernels as on a GPU, with Triton's own code but for the driver, which tests/stand_in_driver.c is.
 
-    TRITON_CACHE_DIR=FOLDER python tests/launch_without_gpu.py
+    TRITON_CACHE_DIR=FOLDER LD_LIBRARY_PATH=WITH_libcuda.so.1 python tests/launch_without_gpu.py CAPABILITY networks|all
 
-Binding of arguments, specialisation, compilation to machine code, tuning and its cache are Triton's own. The stand-in
-loads nothing and runs nothing: it prints what it is told to launch, a line each: kernel, grid, shared memory.
+networks: engines of kernel 5, 7 and 9, GELU and ReLU, with one picture and more, through GpuEngine. all: also what
+training launches, and sizes of one, which are constants to the compiler. The driver prints each launch; each kernel
+that was not in the cache gives a line "compiled NAME".
 """
 
 import sys
-import time
 from pathlib import Path
 
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `convmixer` is found
 
+import numpy as np
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
+import triton
+from triton.backends.nvidia import driver as nvidia
 
-from convmixer.gpu import kernels
-
-# (C, N, H, W), and the side of the kernel; sizes of one are constants to the compiler
-SHAPES = (((8, 64, 32, 32), 9), ((2, 1, 1, 1), 5))
-
-
-class Launcher:
-    def __init__(self, source, metadata):
-        self.metadata = metadata
-
-    def __call__(self, x, y, z, *arguments, **options):
-        print(self.metadata.name, x, y, z, self.metadata.shared)
+from convmixer.config import ConvMixerConfig
+from convmixer.gpu import ahead, kernels, ops
+from convmixer.gpu.engine import GpuEngine
+from convmixer.model import build, to_arrays
 
 
-class Utilities:
-    def get_device_properties(self, device: int) -> dict:
-        return {"max_shared_mem": 227 * 1024}
-
-    def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple:
-        registers, spills, threads = 0, 0, 1024
-        return None, None, registers, spills, threads
+def say_what_is_compiled(*, src, cache_hit: bool, **others) -> None:
+    if not cache_hit:
+        print("compiled", src.name, flush=True)
 
 
-class StandIn:
-    launcher_cls, utils = Launcher, Utilities()
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_benchmarker(self):
-        def benchmark(call, quantiles) -> list[float]:
-            call()
-            return [time.perf_counter()] * len(quantiles)  # the first one always wins
-
-        return benchmark
+def run_networks() -> None:
+    # As the published ones: 1536/20, 768/32, 1024/20, and those for CIFAR-10; narrower and not so deep.
+    for patch, side, kernel_size, activation in ((7, 224, 9, "gelu"), (7, 224, 7, "relu"), (14, 224, 9, "gelu")):
+        run_network(ConvMixerConfig(8, 1, kernel_size, patch, activation=activation), side)
+    for patch, kernel_size, activation in ((2, 5, "gelu"), (1, 9, "gelu"), (2, 7, "gelu"), (2, 9, "relu")):
+        run_network(ConvMixerConfig(24, 1, kernel_size, patch, 10, activation=activation), 32)
 
 
-driver.set_active(StandIn())
-for shape, kernel_size in SHAPES:
-    x, taps, vector = (
-        torch.zeros(shape).bfloat16(),
-        torch.zeros(shape[0], kernel_size, kernel_size),
-        torch.zeros(shape[0]),
-    )
-    for _ in range(2):
+def run_network(config: ConvMixerConfig, side: int) -> None:
+    engine = GpuEngine(config, to_arrays(build(config)), "cpu")
+    for count in (1, 3, 64):
+        engine.run(np.zeros((count, 3, side, side), np.float32))
+
+
+def run_everything() -> None:
+    for shape, kernel_size in (((8, 64, 32, 32), 9), ((2, 1, 1, 1), 5)):  # (C, N, H, W)
+        x, taps = torch.zeros(shape).bfloat16(), torch.zeros(shape[0], kernel_size, kernel_size)
+        vector = torch.zeros(shape[0])
+        kernels.convolve(x, taps, vector)
         kernels.convolve(x, taps, vector, "gelu", vector, vector)
         kernels.tap_gradient(x, x, kernel_size)
         kernels.activate(x.flatten(1), vector, vector, vector, "relu")
+
+
+driver = ahead.Driver(int(sys.argv[1]))
+driver.utils = nvidia.CudaUtils()
+triton.runtime.driver.set_active(driver)
+triton.knobs.compilation.listener = say_what_is_compiled
+ops.triton_runs = lambda x, kernel_size=1: True
+run_networks()
+if sys.argv[2] == "all":
+    run_everything()

@@ -17,6 +17,7 @@ from train.distributed import World
 from train.errors import DataError, TrainingError
 from train.plan import Plan, epoch_order
 from train.recipe import Augmentation, Recipe
+from train.recipes import RECIPES
 from train.sources import open_source
 
 CPU = torch.device("cpu")
@@ -114,6 +115,14 @@ def test_an_epoch_that_is_taken_up_in_the_middle_goes_on_the_same():
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole[2:], rest, strict=True))
     other = parts_of(augmented, epoch=2)
     assert not torch.equal(whole[0].images, other[0].images)
+
+
+def test_a_gpu_augments_many_parts_together_unless_told_otherwise():
+    recipe = RECIPES["cifar10"]
+    for device, ahead, chosen in (("cpu", None, 1), ("meta", None, 22), ("meta", 3, 3), ("cpu", 8, 8)):
+        assert MemoryBatches(images_of(4), recipe, World(torch.device(device)), ahead).ahead == chosen
+    large = dataclasses.replace(recipe, batch_size=50_000, micro_batch=50_000)
+    assert MemoryBatches(images_of(4), large, World(torch.device("meta"))).ahead == 1
 
 
 @pytest.mark.parametrize("ahead", [2, 3, 8])

@@ -1,7 +1,6 @@
 """Training on channel-major feature maps: the same network, the same gradients, and a run from end to end."""
 
 import copy
-import dataclasses
 import json
 
 import pytest
@@ -9,13 +8,7 @@ import torch
 from torch import nn
 
 from convmixer.model import ConvMixer, ConvMixerConfig
-from train import layout
 from train.channel_major import ChannelMajorConvMixer, use_channel_major
-from train.layout import AUTO, FORMATS, choose_memory_format
-from train.recipes import RECIPES
-from train.state import new_state
-
-CPU = torch.device("cpu")
 
 
 def pair(dtype: torch.dtype = torch.float64, **config) -> tuple[ConvMixer, ConvMixer]:
@@ -84,30 +77,6 @@ def test_it_compiles_as_a_whole():
     assert torch.allclose(backward(compiled, x), backward(other, x), rtol=1e-4, atol=1e-5)
     for found, wanted in zip(compiled.parameters(), other.parameters(), strict=True):
         assert torch.allclose(found.grad, wanted.grad, rtol=1e-3, atol=1e-5 * wanted.grad.abs().max())
-
-
-def test_it_is_chosen_only_where_it_is_asked_for():
-    recipe = dataclasses.replace(
-        RECIPES["cifar10"], model=ConvMixerConfig(dim=8, depth=1, patch_size=2, num_classes=10)
-    )
-    assert set(FORMATS) - set(AUTO) == {"channel_major"}
-    assert choose_memory_format(recipe, "off", CPU) in AUTO
-    assert not isinstance(new_state(recipe, CPU, "off").network, ChannelMajorConvMixer)
-    asked = dataclasses.replace(recipe, memory_format="channel_major", ema=0.9)
-    assert choose_memory_format(asked, "off", CPU) == "channel_major"
-    state = new_state(asked, CPU, "off", FORMATS["channel_major"])
-    assert isinstance(state.network, ChannelMajorConvMixer) and isinstance(state.exported, ChannelMajorConvMixer)
-
-
-def test_it_can_be_measured_beside_the_others(monkeypatch):
-    recipe = dataclasses.replace(
-        RECIPES["cifar10"], model=ConvMixerConfig(dim=8, depth=1, patch_size=2, num_classes=10)
-    )
-    monkeypatch.setattr(layout, "AUTO", tuple(FORMATS))
-    trained = []
-    monkeypatch.setattr(layout, "_seconds", lambda network, x, amp: trained.append(type(network)) or 1.0)
-    assert layout.measure_formats(recipe, "off", CPU) == dict.fromkeys(FORMATS, 1.0)
-    assert trained[:3] == [ConvMixer, ConvMixer, ChannelMajorConvMixer]
 
 
 def test_a_run_ends_with_a_checkpoint_for_every_door(python, cifar10_folder, tmp_path):

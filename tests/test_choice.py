@@ -68,8 +68,9 @@ def test_what_cannot_be_had_is_one_line(machine, engine, precision, message):
 
 def test_a_device_is_named_or_found(monkeypatch):
     assert find_device("cpu") == find_device(None, "numpy") == "cpu"
-    for wrong in ("cudda", "cuda:99"):
-        with pytest.raises(ValueError, match=f"device '{wrong}' cannot be used"):
+    assert find_device("auto") == find_device(None)
+    for wrong, named in (("cudda", "cudda"), ("cuda:99", "cuda:99"), ("99", "cuda:99"), ("mps:7", "mps:7")):
+        with pytest.raises(ValueError, match=f"device '{named}' cannot be used"):
             find_device(wrong)
     monkeypatch.setattr(engine_module, "_may_have_gpu", lambda: True)
     assert find_device(None) in ("cpu", "cuda")  # PyTorch has the last word
@@ -124,7 +125,7 @@ def test_answers_say_what_ran(python, tmp_path, picture):
 
 def test_a_fallback_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(engine_module, "look", lambda *_: NO_KERNEL)
-    engine_module._say_once.cache_clear()
+    engine_module.say_once.cache_clear()
     for _ in range(2):
         assert Classifier(device="cpu").engine.name == "numpy"
     assert caplog.messages == [SLOWER]

@@ -1,5 +1,6 @@
 """The classifier and its class activation maps."""
 
+import io
 import re
 from pathlib import Path
 
@@ -123,6 +124,17 @@ def test_a_broken_picture_raises_an_image_error(classifier, tmp_path):
     path.write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"broken\.png"):
         classifier.classify(path)
+
+
+def test_a_picture_that_is_cut_short_is_taken_on_request(classifier, random_checkpoint, picture):
+    stream = io.BytesIO()
+    picture(400, 300).save(stream, "JPEG")
+    cut = stream.getvalue()[:-200]
+    for method in (classifier.classify, classifier.heatmap):
+        with pytest.raises(ImageError, match="cut short"):
+            method(cut)
+    lenient = Classifier(random_checkpoint(size=32), device="cpu", allow_truncated=True)
+    assert len(lenient.classify(cut)) == 5 and lenient.heatmap(cut).picture.size == (400, 300)
 
 
 def test_the_mean_of_the_activation_map_is_the_logit(classifier, picture):

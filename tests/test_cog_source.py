@@ -191,13 +191,14 @@ class Bake:
 
     def __init__(self, web: FileServer, folder: Path):
         self.web, self.folder = web, folder
-        self.sources = zoo.MODELS[BAKED].sources
+        entry = zoo.MODELS[BAKED]
+        self.sources = f"https://huggingface.co/{entry.repo}/resolve/main/model.safetensors", entry.release
 
     def serve(self, number: int, size: int) -> None:
         self.web.resources[f"/{number}"] = Resource(bytes(size))
 
     def run(self) -> bool:
-        (variable,) = CONFIG["environment"]
+        variable = CONFIG["environment"][0]
         for command in CONFIG["build"]["run"]:
             if command.startswith("uv pip "):
                 continue  # packages, which are here already

@@ -6,12 +6,13 @@ import threading
 from dataclasses import replace
 
 import demo_browser
+import hub_server
 import pytest
 from demo_browser import SECOND, SHIPPED, draw, encode, expect, png, write_checkpoint
-from file_server import FileServer, Resource
+from file_server import Resource
 
 from convmixer import load_checkpoint, zoo
-from convmixer.weights import imagenet_labels
+from convmixer.labels import imagenet_labels
 
 app, browser, visitors, visitor = demo_browser.FIXTURES
 
@@ -29,7 +30,7 @@ HOSTILE = (
 
 def test_another_model_answers_and_keeps_answering(visitor):
     picker = visitor.page.get_by_role("combobox", name="Model", exact=True)
-    expect(picker).to_have_value(f"{SHIPPED} · 10 classes, 92.8 % right")
+    expect(picker).to_have_value(f"{SHIPPED} · 10 classes, 94.4 % right")
     visitor.choose(SECOND)
     expect(picker).to_have_value(f"{SECOND} · 7 classes")
     visitor.sees_answer("bird", visitor.app.examples["bird"], SECOND)
@@ -145,20 +146,22 @@ def test_a_checkpoint_that_cannot_be_used_is_named_with_the_reason(visitor, tmp_
 def test_a_missing_model_is_fetched_with_progress_and_then_answers(app, visitors, tmp_path, monkeypatch):
     path = write_checkpoint(tmp_path / "tiny.safetensors", "tiny", imagenet_labels(), dim=512, depth=1)
     monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "cache"))
-    with FileServer() as server:
-        config, sources = load_checkpoint(path).config, (server.url("/tiny.safetensors"),)
-        entry = replace(zoo.MODELS["convmixer_768_32"], name="tiny", config=config, sources=sources)
+    with hub_server.HubServer() as server:
+        hub_server.use(monkeypatch, server, tmp_path / "home")
+        config, release = load_checkpoint(path).config, server.url("/tiny.pth.tar")
+        entry = replace(zoo.MODELS["convmixer_768_32"], name="tiny", config=config, repo="ada/tiny", release=release)
         monkeypatch.setitem(zoo.MODELS, "tiny", entry)
         visitor = visitors()
         visitor.unfold("More models")
         visitor.page.get_by_role("button", name="Download tiny").click()
-        visitor.sees_problem("Could not download tiny.safetensors", "Not Found")
+        visitor.sees_problem("Could not download tiny", "Not Found")
         visitor.sees_answer("bird", visitor.app.examples["bird"])
-        server.resources["/tiny.safetensors"] = Resource(b"I am not a checkpoint. " * 9)
+        server.resources["/tiny.pth.tar"] = Resource(b"I am not a checkpoint. " * 9)
         visitor.page.get_by_role("button", name="Download tiny").click()
-        visitor.sees_problem("Could not download tiny.safetensors", "is not a checkpoint")
+        visitor.sees_problem("Could not download tiny", "is not a checkpoint")
         assert str(tmp_path) not in visitor.page.get_by_role("alert").inner_text()
-        resource = server.resources["/tiny.safetensors"] = Resource(path.read_bytes(), pause=threading.Event())
+        resource = server.add("ada/tiny", model=path.read_bytes())["model"]
+        resource.pause = threading.Event()
         visitor.page.get_by_role("button", name="Download tiny").click()
         expect(visitor.find("#missing")).to_contain_text(re.compile(r"tiny: \d+ of \d+ MB"))
         visitor.upload("meanwhile.png", png(1))

@@ -35,7 +35,7 @@ def test_without_files_the_shipped_model_answers_and_the_others_could_be_fetched
     assert models.default == SHIPPED and models.names() == [SHIPPED]
     assert [row["name"] for row in models.missing()] == [name for name in zoo.MODELS if name != SHIPPED]
     assert models.get("auto") is models.get(SHIPPED)
-    assert models.describe(SHIPPED) == f"{SHIPPED} · 10 classes, 92.8 % right"
+    assert models.describe(SHIPPED) == f"{SHIPPED} · 10 classes, 94.4 % right"
 
 
 def test_the_first_file_is_the_default_and_equal_names_are_told_apart(random_checkpoint):
@@ -55,7 +55,7 @@ def test_a_file_that_is_not_there_and_a_name_that_is_none_are_said_at_the_start(
 
 
 def test_weights_that_have_come_into_the_cache_can_answer(random_checkpoint, monkeypatch):
-    entry = zoo.ModelEntry("tiny", ConvMixerConfig(16, 2, 5, 2, 10), Preprocessing(32), {}, ("http://127.0.0.1:9/x",))
+    entry = zoo.ModelEntry("tiny", ConvMixerConfig(16, 2, 5, 2, 10), Preprocessing(32), {}, "ada/tiny", "http://a.b/x")
     monkeypatch.setitem(zoo.MODELS, "tiny", entry)
     models = Models()
     assert "tiny" not in models.names() and "tiny" in [row["name"] for row in models.missing()]

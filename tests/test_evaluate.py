@@ -19,8 +19,9 @@ from timm.models.convmixer import ConvMixer as TimmConvMixer
 
 from convmixer import Classifier
 from convmixer.config import ConvMixerConfig
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import Preprocessing
-from convmixer.weights import Checkpoint, imagenet_labels, save_checkpoint
+from convmixer.weights import Checkpoint, save_checkpoint
 from convmixer.zoo import MODELS
 from train import evaluate
 from train.sources import open_source
@@ -212,7 +213,7 @@ def test_folders_named_by_synset_are_matched_to_imagenet(tmp_path, measured, run
     code, out, err = run("--model", model, "--data", data)
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0] == "small on set"
+    assert lines[0] == "small on set, in float32 by engine kernel"
     assert lines[1] == "  top-1   30.00 %  3 of 10   published: 80.16 % (timm, ImageNet-1k validation)"
     assert lines[2] == "  top-5   60.00 %  6 of 10   published: 95.07 % (timm, ImageNet-1k validation)"
 
@@ -253,7 +254,7 @@ def test_mirroring_is_said_and_averages_the_logits(odd_folder, tmp_path, measure
     assert mirrored["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, truth).item(), rel=1e-5)
     assert mirrored["loss"] != pytest.approx(plain["loss"], rel=1e-4)
     assert run("--model", model, "--data", odd_folder, "--flip")[1].splitlines()[0] == (
-        "small on odd, with mirrored test-time augmentation"
+        "small on odd, with mirrored test-time augmentation, in float32 by engine kernel"
     )
     assert "mirrored" not in run("--model", model, "--data", odd_folder)[1]
 
@@ -286,6 +287,21 @@ def test_broken_pictures_are_named_counted_and_left_out(odd_folder, tmp_path, ru
     code, out, err = run("--model", model, "--data", odd_folder)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "no picture could be read" in err
+
+
+def test_pictures_are_decoded_as_timm_does_or_as_the_classifier_does(odd_folder, tmp_path, measured, run):
+    """The default is said; the other way gives the answers that the doors give."""
+    path = write_model(tmp_path / "model.safetensors", timm_network(num_classes=10), [f"label {i}" for i in range(10)])
+    code, out, _ = run("--model", path, "--data", odd_folder)
+    assert code == 0 and "decoded as timm does: no colour profile or EXIF orientation applied" in out
+    code, out, _ = run("--model", path, "--data", odd_folder, "--decode", "classifier")
+    assert code == 0 and "as timm does" not in out
+    files = sorted(odd_folder.rglob("*.*"))
+    answers = Classifier(path, device="cpu").classify_many(files, 1)
+    right = sum(best.label == file.parent.name for file, (best,) in zip(files, answers, strict=True))
+    result = measured("--model", path, "--data", odd_folder, "--decode", "classifier")
+    assert (result["decode"], result["top1_count"]) == ("classifier", right)
+    assert measured("--model", path, "--data", odd_folder)["loss"] != result["loss"]
 
 
 def test_the_part_that_training_held_out(odd_folder, tmp_path, measured):
@@ -367,16 +383,3 @@ def test_a_reader_that_has_seen_enough_is_no_error(odd_folder, tmp_path):
         process = subprocess.Popen(command, cwd=ROOT, text=True, env=environment | buffering, **pipes)
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 0)
-
-
-def test_logits_come_to_the_device_of_the_pictures():
-    """A classifier gives them on the CPU, and on a GPU the labels wait there; every machine has the device "meta"."""
-
-    class ClassifierOnTheCPU:
-        network = torch.nn.Identity()
-
-        def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(len(pictures), 10)
-
-    pictures = torch.zeros(2, 3, 8, 8, device="meta")
-    assert evaluate.Answering(ClassifierOnTheCPU())(pictures).device == pictures.device

@@ -176,7 +176,7 @@ def test_the_card_joins_what_was_measured_with_the_runs_own_text(command, run_fo
     assert card.text.strip().startswith("# Flowers\n\nWritten by the run: größer.\n")
     assert card.text.count("---") == 0
     assert "python -m convmixer classify IMAGE --model model.safetensors\n" in card.text
-    assert "hf download" not in card.text  # of a repository that has no name yet
+    assert "hf:" not in card.text  # it has no name yet
 
 
 def test_a_file_alone_gets_a_short_card(command, random_checkpoint, tmp_path):
@@ -218,7 +218,7 @@ def test_timm_opens_the_folder_of_an_imagenet_shape(command, picture, tmp_path):
     transform = timm.data.create_transform(**data_config)
     assert data_config["input_size"] == [3, 70, 70]
     image = picture(120, 90)
-    expected = preprocess(image, preprocessing)[None]
+    expected = torch.from_numpy(preprocess(image, preprocessing)[None])
     prepared = transform(image)[None]
     torch.testing.assert_close(prepared, expected, rtol=0, atol=1e-6)
     with torch.inference_mode():
@@ -257,7 +257,7 @@ def test_the_upload_creates_the_repository_and_commits_every_file(upload, hub, r
     for name, content in files.items():
         assert base64.b64decode(content) == (run_folder / "hub" / name).read_bytes()
     card = base64.b64decode(files["README.md"]).decode()
-    assert f"hf download {REPO} model.safetensors --local-dir .\n" in card
+    assert f"python -m convmixer classify IMAGE --model hf:{REPO}\n" in card
 
 
 def test_large_files_go_ahead_of_the_commit(upload, hub, run_folder):

@@ -1,18 +1,23 @@
 """Samples for the DataLoader: the same with any number of workers, broken pictures named, every one counted once."""
 
+import io
 import tarfile
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from picture_files import WIDE_PROFILE, exif
+from picture_files import encode as encode_as
 from picture_sets import CLASSES, encode, pictures, write_folder, write_shards, write_tar
 from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader
 
+from convmixer.images import load_image
 from train.errors import DataError
-from train.samples import MapSamples, Source, StreamSamples, data_error_line, sample_seed
+from train.samples import MapSamples, Source, StreamSamples, as_timm, data_error_line, sample_seed
 from train.sources import open_source
 
 
@@ -51,7 +56,7 @@ def with_broken_pictures(tmp_path) -> Source:
 
 def test_broken_pictures_are_named_and_left_out_or_replaced(with_broken_pictures):
     source = with_broken_pictures
-    broken = {"cat/0.JPEG": "empty, or not", "cat/2.JPEG": "truncated", "dog 2/4.JPEG": "not a picture"}
+    broken = {"cat/0.JPEG": "is empty", "cat/2.JPEG": "cut short", "dog 2/4.JPEG": "cannot be read as a picture"}
     broken["dog 10/5.png"] = "No such file"
     names = [source.filename(i) for i in range(24)]
     expected = {next(i for i, name in enumerate(names) if name.endswith(path)): path for path in broken}
@@ -81,8 +86,40 @@ def test_a_broken_picture_is_replaced_by_one_of_the_same_part(with_broken_pictur
 def test_a_decompression_bomb_is_a_broken_picture(tmp_path, monkeypatch):
     source = open_source(str(write_folder(tmp_path / "set", pictures())), "train")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    image, _, broken = MapSamples(source, np.asarray, 0, False)[0, 0]
+    image, _, broken = MapSamples(source, np.asarray, 0, False, as_timm)[0, 0]
     assert image is None and "decompression bomb" in broken[0]
+    small = partial(load_image, max_pixels=10)
+    image, _, broken = MapSamples(source, np.asarray, 0, False, small)[0, 0]
+    assert image is None and "more than the 10" in broken[0]
+
+
+@pytest.mark.parametrize("decode", [load_image, as_timm])
+def test_pictures_are_decoded_as_every_door_does_or_as_timm_does(tmp_path, decode):
+    """Turned as EXIF says, not as XMP says, and their colour profile applied, from files and from shards."""
+    picture = Image.new("RGB", (32, 16), (200, 40, 40))
+    kinds = ({"exif": exif(6)}, {"icc_profile": WIDE_PROFILE}, {"xmp": b'<tiff:Orientation="6"/>'})
+    odd = [encode_as(picture, "JPEG", **options) for options in kinds]
+    if decode is load_image:
+        expected = [np.asarray(load_image(content)) for content in odd]
+        assert [image.shape for image in expected] == [(32, 16, 3), (16, 32, 3), (16, 32, 3)]
+    else:
+        expected = [np.asarray(Image.open(io.BytesIO(content))) for content in odd]
+    files = pictures() | {f"cat/{number}.JPEG": content for number, content in zip((0, 2, 4), odd, strict=True)}
+    source = open_source(str(write_folder(tmp_path / "set", files)), "train")
+    found = {source.filename(i)[-10:]: MapSamples(source, np.asarray, 0, False, decode)[0, i][0] for i in range(24)}
+    for number, image in zip((0, 2, 4), expected, strict=True):
+        assert np.array_equal(found[f"cat/{number}.JPEG"], image)
+    shards = write_shards(tmp_path / "shards", broken=dict(enumerate(odd)))
+    seen = {key(i) for i, _, _ in StreamSamples(open_source(f"wds/{shards}", "val"), np.asarray, 0, decode=decode)}
+    assert seen > {key(image) for image in expected}
+
+
+def test_a_picture_of_a_stream_that_is_too_large_is_named_and_left_out(tmp_path):
+    source = open_source(f"wds/{write_shards(tmp_path / 'set')}", "val")
+    given = list(StreamSamples(source, np.asarray, 0, decode=partial(load_image, max_pixels=1000)))
+    images = [image for image, _, _ in given if image is not None]
+    assert 0 < len(images) < 24 and all(image.size <= 3000 for image in images)
+    assert any("more than the 1,000" in line for _, _, said in given for line in said)
 
 
 def test_nothing_but_broken_pictures_ends_in_one_line(tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from convmixer.model import ConvMixerConfig, build
 from convmixer.preprocessing import CIFAR10
-from train import layout, loop
+from train import loop
 from train.batches import Part, normalise
 from train.depthwise import DepthwiseConv2d, use_fast_depthwise
 from train.distributed import World
@@ -243,18 +243,6 @@ def test_mixed_precision_stays_near_full_precision():
     assert all(p.dtype == torch.float32 for p in states["bf16"].network.parameters())
     assert loop.choose_amp("fp16", CPU) == "fp16"
     assert loop.choose_amp("auto", CPU) in ("bf16", "off")
-
-
-def test_the_memory_format_is_measured_or_as_asked():
-    seconds = layout.measure_formats(TINY, "off", CPU)
-    assert list(seconds) == list(layout.AUTO)
-    assert all(0 < value < 60 for value in seconds.values())
-    assert layout.choose_memory_format(TINY, "off", CPU) in layout.AUTO
-    for name, memory_format in layout.FORMATS.items():
-        assert layout.choose_memory_format(dataclasses.replace(TINY, memory_format=name), "off", CPU) == name
-        state = new_state(TINY, CPU, "off", memory_format)
-        pointwise = state.network.blocks[0][1].weight
-        assert pointwise.is_contiguous(memory_format=memory_format)
 
 
 def test_evaluation_counts_every_picture_once():

@@ -22,12 +22,12 @@ from torch import nn
 
 from convmixer import model
 from convmixer.config import ConvMixerConfig, count_parameters
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.readers import infer_config
 from convmixer.weights import (
     Checkpoint,
     CheckpointError,
-    imagenet_labels,
     load_checkpoint,
     read_description,
     save_checkpoint,
@@ -398,7 +398,7 @@ def test_whole_network_in_a_pickle_is_refused(tmp_path, network):
 def test_no_such_file_or_not_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert_refused(tmp_path / "none.pth", "there is no such file")
-    assert_refused(tmp_path, "is not a file")
+    assert_refused(tmp_path, "holds none of model.safetensors, ")
     assert_refused(tmp_path / "pipe", "is not a file")
     assert_refused(tmp_path / ("n" * 300), "File name too long")
 

@@ -4,19 +4,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
-from file_server import FileServer, Resource
+from file_server import Resource
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 
-from convmixer import download, model, zoo
+from convmixer import hub, model, zoo
 from convmixer.config import ConvMixerConfig, count_parameters
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import CIFAR10, IMAGENET
-from convmixer.weights import Checkpoint, CheckpointError, imagenet_labels, load_checkpoint, save_checkpoint
-from convmixer.zoo import MODELS, DiskError, DownloadError, ModelError
+from convmixer.weights import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from convmixer.zoo import MODELS, DownloadError, ModelError
 
 SMALL = ConvMixerConfig(dim=4, depth=2, kernel_size=3, patch_size=7, activation="relu")  # as 768/32, but small
 REAL_MODELS = dict(MODELS)
@@ -27,24 +29,28 @@ PUBLISHED = ["convmixer_1536_20", "convmixer_768_32", "convmixer_1024_20_ks9_p14
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("COG_WEIGHTS", raising=False)
-    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)
 def small_models(tmp_path, monkeypatch):
-    """The published models and the shipped one, under their names, with a small architecture and no way to the net."""
+    """The published models and the shipped one, under their names, with a small architecture."""
     for name in PUBLISHED:
-        monkeypatch.setitem(MODELS, name, replace(MODELS[name], config=SMALL, sources=()))
+        monkeypatch.setitem(MODELS, name, replace(MODELS[name], config=SMALL))
     shipped = tmp_path / "shipped.safetensors"
     entry = replace(MODELS["convmixer_256_8_cifar10"], shipped=shipped)
     monkeypatch.setitem(MODELS, entry.name, entry)
     save_own(shipped, "as trained", entry.config)
 
 
-@pytest.fixture
-def server():
-    with FileServer() as server:
+@pytest.fixture(autouse=True)
+def server(tmp_path, monkeypatch):
+    """The Hub and the authors' server."""
+    with hub_server.HubServer() as server:
+        hub_server.use(monkeypatch, server, tmp_path / "home")
+        for name in PUBLISHED:
+            monkeypatch.setitem(MODELS, name, replace(MODELS[name], release=server.url(f"/{name}.pth.tar")))
         yield server
 
 
@@ -66,13 +72,11 @@ def put_raw_timm_file(path, seed=0):
 
 
 def serve(server, name, tmp_path):
-    """Both sources of a published model, in the formats that the real ones have."""
+    """Both sources of a published model, in the formats that the real ones have; gives the first one's weights."""
     put_raw_timm_file(tmp_path / "hub")
     torch.save(timm_state_dict(), tmp_path / "release")
-    hub, release = f"/{name}/model.safetensors", f"/{name}.pth.tar"
-    server.resources[hub] = Resource((tmp_path / "hub").read_bytes())
-    server.resources[release] = Resource((tmp_path / "release").read_bytes())
-    MODELS[name] = replace(MODELS[name], sources=(server.url(hub), server.url(release)))
+    server.resources[f"/{name}.pth.tar"] = Resource((tmp_path / "release").read_bytes(), takes_if_range=False)
+    return server.add(MODELS[name].repo, model=(tmp_path / "hub").read_bytes())["model"]
 
 
 # The table
@@ -92,8 +96,8 @@ def test_published_models_are_timms():
         pretrained = timm.get_pretrained_cfg(name)
         assert entry.preprocessing == IMAGENET
         assert IMAGENET.size == pretrained.input_size[1] and IMAGENET.crop_pct == pretrained.crop_pct
-        assert entry.sources[0] == f"https://huggingface.co/{pretrained.hf_hub_id}/resolve/main/model.safetensors"
-        assert entry.sources[1].startswith("https://github.com/tmp-iclr/convmixer/releases/download/v1.0/convmixer_")
+        assert entry.repo == pretrained.hf_hub_id
+        assert entry.release.startswith("https://github.com/tmp-iclr/convmixer/releases/download/v1.0/convmixer_")
 
 
 def test_table_is_complete():
@@ -109,7 +113,7 @@ def test_shipped_model_if_trained():
     checkpoint = load_checkpoint(entry.shipped)
     assert (checkpoint.name, checkpoint.config) == (entry.name, entry.config)
     assert checkpoint.preprocessing.size == 32
-    assert checkpoint.accuracy["top1"] > 90 and checkpoint.accuracy["data"]
+    assert checkpoint.accuracy["top1"] > 94 and checkpoint.accuracy["data"]
     assert "automobile" in checkpoint.labels
 
 
@@ -132,47 +136,51 @@ def test_raw_file_in_the_cache_is_used(cache, suffix):
 
 
 def test_first_use_downloads_and_second_does_not(server, cache, tmp_path):
-    serve(server, "convmixer_768_32", tmp_path)
+    weights = serve(server, "convmixer_768_32", tmp_path)
     assert zoo.local_path("convmixer_768_32") is None
     reports = []
     first = zoo.load("convmixer_768_32", progress=lambda *report: reports.append(report))
-    assert len(server.requests) == 1 and reports[-1][0] == reports[-1][1] > 0
+    fetched = [path for path, _ in server.requests if "/resolve/" in path]  # huggingface_hub has questions of its own
+    assert fetched == ["/timm/convmixer_768_32.in1k/resolve/main/model.safetensors"]
+    assert reports[-1] == (len(weights.body), len(weights.body))
+    requests = len(server.requests), len(server.heads)
     second = zoo.load("convmixer_768_32")
-    assert zoo.download("convmixer_768_32") == cache / "convmixer_768_32.safetensors"
-    assert len(server.requests) == 1
+    assert zoo.download("convmixer_768_32") == hub.cached("timm/convmixer_768_32.in1k", hub.WEIGHTS)
+    assert (len(server.requests), len(server.heads)) == requests
     assert np.array_equal(first.state_dict["head.bias"], second.state_dict["head.bias"])
-    assert os.listdir(cache) == ["convmixer_768_32.safetensors"]
+    assert not cache.exists()  # it is the second source's
 
 
 @pytest.mark.parametrize("first_source", ["missing", "of another network", "cut"])
 def test_second_source_has_its_own_format_and_name(server, cache, tmp_path, first_source):
-    serve(server, "convmixer_768_32", tmp_path)
-    path = "/convmixer_768_32/model.safetensors"
+    weights = serve(server, "convmixer_768_32", tmp_path)
     if first_source == "missing":
-        del server.resources[path]
+        server.resources = {path: it for path, it in server.resources.items() if it is not weights}
     elif first_source == "of another network":
         safetensors.torch.save_file({"weight": torch.ones(3)}, tmp_path / "other")
-        server.resources[path].body = (tmp_path / "other").read_bytes()
+        weights.body = (tmp_path / "other").read_bytes()
     else:
-        server.resources[path].cuts = [1000, 1000, 1000, 1000]
+        weights.takes_ranges, weights.cuts = False, [1000] * 20
     assert zoo.download("convmixer_768_32") == cache / "convmixer_768_32.pth.tar"
     assert zoo.load("convmixer_768_32").config == SMALL
 
 
-def test_no_source_works(server, tmp_path):
-    serve(server, "convmixer_768_32", tmp_path)
-    server.resources.clear()
+def test_no_source_works(server, cache):
     with pytest.raises(DownloadError) as caught:
         zoo.load("convmixer_768_32")
-    for url in MODELS["convmixer_768_32"].sources:
-        assert f"{url}: HTTP 404 Not Found" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    text = str(caught.value)
+    assert text.startswith(
+        "could not download convmixer_768_32: hf:timm/convmixer_768_32.in1k: there is none, or it is"
+    )
+    assert f"{MODELS['convmixer_768_32'].release}: HTTP 404 Not Found; or put model.safetensors of https://" in text
+    assert text.endswith(f"at {cache}/convmixer_768_32.safetensors by hand") and "\n" not in text
 
 
-def test_folder_that_cannot_be_written_is_told_once(server, tmp_path, monkeypatch):
+def test_folders_that_cannot_be_written_are_told(server, tmp_path, monkeypatch):
     serve(server, "convmixer_768_32", tmp_path)
-    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "release" / "cache"))  # inside what is a file
-    with pytest.raises(DiskError, match=r"^cannot write to [^:]*/release/cache: Not a directory$"):
+    for name in ("CONVMIXER_CACHE", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "release" / name))  # inside what is a file
+    with pytest.raises(DownloadError, match=r": cannot write to .*/release: Not a directory; .*/release: Not a"):
         zoo.download("convmixer_768_32")
     assert server.requests == []
 
@@ -188,8 +196,8 @@ def test_damaged_file_in_the_cache(server, cache, tmp_path, content):
     assert str(caught.value).startswith(f"{cache}/convmixer_768_32.safetensors: is ")
     assert str(caught.value).endswith("to download it again, run: python -m convmixer download convmixer_768_32")
     assert server.requests == []
-    assert zoo.download("convmixer_768_32") == cache / "convmixer_768_32.safetensors"
-    assert zoo.load("convmixer_768_32").config == SMALL
+    assert zoo.download("convmixer_768_32") == hub.cached("timm/convmixer_768_32.in1k", hub.WEIGHTS)
+    assert zoo.load("convmixer_768_32").config == SMALL and os.listdir(cache) == []
 
 
 def test_shipped_model_needs_no_network():
@@ -257,12 +265,21 @@ def test_auto_is_the_most_accurate_model_that_is_here(cache):
     assert zoo.resolve() == ("convmixer_1536_20", cache / "convmixer_1536_20.safetensors")
 
 
+def test_auto_looks_into_the_hubs_cache_too(server, cache, tmp_path):
+    put_raw_timm_file(cache / "convmixer_1024_20_ks9_p14.safetensors")
+    serve(server, "convmixer_768_32", tmp_path)
+    path = zoo.download("convmixer_768_32")
+    assert zoo.resolve() == ("convmixer_768_32", path)
+    put_raw_timm_file(cache / "convmixer_768_32.safetensors")  # by hand: it comes first
+    assert zoo.resolve() == ("convmixer_768_32", cache / "convmixer_768_32.safetensors")
+
+
 def test_auto_downloads_nothing(server, tmp_path):
     for name in PUBLISHED:
         serve(server, name, tmp_path)
     zoo.load()
     zoo.list_models()
-    assert server.requests == []
+    assert server.requests == [] and server.heads == []
 
 
 def test_auto_is_the_file_that_cog_weights_names(cache, tmp_path, monkeypatch):

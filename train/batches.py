@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from timm.data import ImageNetInfo, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from convmixer.images import load_image
+from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import Preprocessing, preprocess
-from convmixer.weights import imagenet_labels
 from train.augment import Chances, augment, draw, together
 from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
 from train.distributed import World
@@ -24,6 +26,8 @@ from train.recipe import Recipe
 from train.samples import MapSamples, Source, StreamSamples, data_error_line
 from train.sources import open_pair
 from train.watch import leave_signals_to_the_parent
+
+TOGETHER = 11_264  # pictures that a GPU augments at once: 22 batches of CIFAR's recipes, 35 MB as they are stored
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,13 @@ def part_rng(seed: int, epoch: int, step: int, part: int) -> np.random.Generator
 class MemoryBatches:
     """An in-memory set on the device that trains; each part is augmented there as a whole, or several at once.
 
-    ahead: parts that are augmented together. What comes out is the same; a GPU gets fewer and larger operations.
+    ahead: parts that are augmented together, by default as many as suit the device. What comes out is the same; a GPU
+    gets fewer and larger operations.
     """
 
-    def __init__(self, data: LabelledImages, recipe: Recipe, world: World, ahead: int = 1):
-        self.recipe, self.world, self.ahead = recipe, world, ahead
+    def __init__(self, data: LabelledImages, recipe: Recipe, world: World, ahead: int | None = None):
+        self.recipe, self.world = recipe, world
+        self.ahead = ahead or (1 if world.device.type == "cpu" else max(1, TOGETHER // recipe.micro_batch))
         self.plan = Plan(len(data), recipe.batch_size, recipe.micro_batch, recipe.drop_last, world.size)
         self.images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous().to(world.device)
         self.labels = torch.from_numpy(data.labels).to(world.device)
@@ -275,11 +281,11 @@ class HeldOut:
 
     def __init__(self, source: Source, preprocessing: Preprocessing, world: World, workers: int):
         self.source, self.world, self.workers = source, world, workers
-        prepared = Prepared(preprocessing)
+        prepared, decode = Prepared(preprocessing), partial(load_image, target_size=preprocessing.resize)
         if source.streaming:
-            self.samples = StreamSamples(source, prepared, 0, rank=world.rank, world=world.size)
+            self.samples = StreamSamples(source, prepared, 0, rank=world.rank, world=world.size, decode=decode)
         else:
-            self.samples = MapSamples(source, prepared, 0, replace_broken=False)
+            self.samples = MapSamples(source, prepared, 0, replace_broken=False, decode=decode)
 
     def __call__(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         options = {"batch_size": batch_size}

@@ -1,10 +1,13 @@
 """Measures a model's accuracy as timm does: every picture once, none augmented.
 
-    python train/evaluate.py --model NAME|FILE --data DATA [--val-split val] [--flip] [--json]
+    python train/evaluate.py --model NAME|FILE --data DATA [--decode timm|classifier] [--flip] [--json]
 
 DATA is a folder with one subfolder of pictures a class, a .tar file, wds/FOLDER or hfds/NAME (see train/sources.py), or
 a folder with CIFAR-10 or CIFAR-100, whose parts --split names. Prints top-1 and top-5 accuracy with their counts,
 beside them what was published about the model or what it reports of itself, and the accuracy of each class.
+
+timm takes the pixels as they are stored. With --decode classifier pictures are decoded as in every door: colour
+profiles are applied, those that EXIF calls turned are turned, and large JPEGs are read at a fraction of their sides.
 """
 
 import sys
@@ -21,18 +24,20 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
 
-from convmixer import Classifier
+from convmixer import Classifier, load_image
 from train.batches import Prepared, batches_of, memory_batches, read_with_workers, readable
 from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
 from train.distributed import World
 from train.errors import DataError
 from train.loop import choose_amp, evaluate
+from train.samples import as_timm
 from train.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 
 CLASSES_SHOWN = 20  # with more classes only the worst ones are printed; --json has them all
@@ -48,9 +53,10 @@ class Evaluation:
     hold_out: float | None = None  # measure on the share of each class that training held out, such as 0.1
     seed: int = 0  # of that hold-out: the recipe's
     split: Literal["test", "holdout", "tune", "train"] | None = None  # of CIFAR; test by default
+    decode: Literal["timm", "classifier"] = "timm"  # pixels as stored; or colour profile and EXIF orientation applied
     flip: bool = False  # mirrored test-time augmentation: the mean of the logits of each picture and its mirror image
     amp: Literal["off", "bf16", "fp16", "auto"] = "off"  # mixed precision, in PyTorch's operators
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"  # of the classifier (see README); int8 on CPUs only
+    precision: Literal["float32", "bfloat16", "float16", "int8"] = "float32"  # of the classifier, see README
     batch_size: int = 256
     device: str | None = None  # cpu, cuda, ...; the GPU where there is one
     workers: int = max(1, min(8, os.cpu_count() or 1))  # processes that read the pictures; 0: this one
@@ -69,14 +75,14 @@ class Mirrored(nn.Module):
 
 
 class Answering(nn.Module):
-    """The logits that a classifier answers with, as a module; its parameter says where they are wanted."""
+    """The logits that a classifier answers with, as a module of the CPU."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
         self.classifier, self.here = classifier, nn.Parameter(torch.empty(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.classifier.logits(x)).to(x.device)
+        return torch.from_numpy(self.classifier.logits(x))
 
 
 def match_classes(names: tuple[str, ...], labels: tuple[str, ...]) -> tuple[list[int], str]:
@@ -102,10 +108,12 @@ def match_classes(names: tuple[str, ...], labels: tuple[str, ...]) -> tuple[list
 def source_batches(source: Source, indices: list[int], classifier: Classifier, options: Evaluation, broken: list[str]):
     """Prepared batches of a source; the message about each picture that cannot be read is added to ``broken``."""
     prepared, loader = Prepared(classifier.preprocessing), {"batch_size": options.batch_size}
+    as_classifier = partial(load_image, target_size=classifier.preprocessing.resize)
+    decode = as_timm if options.decode == "timm" else as_classifier
     if source.streaming:
-        samples = StreamSamples(source, prepared, 0)
+        samples = StreamSamples(source, prepared, 0, decode=decode)
     else:
-        samples = MapSamples(source, prepared, 0, replace_broken=False)
+        samples = MapSamples(source, prepared, 0, replace_broken=False, decode=decode)
         loader["sampler"] = [(0, i) for i in range(len(source))]
     index_of = torch.tensor(indices)
     for images, labels, messages in batches_of(read_with_workers(samples, options.workers, **loader)):
@@ -190,8 +198,11 @@ def measure(options: Evaluation) -> dict:
         "top5": 100 * counts["top5"] / counts["images"],
         "top5_count": counts["top5"],
         "loss": counts["loss"],
+        "decode": options.decode,
         "tta": "flip" if options.flip else None,
         "amp": amp,
+        "engine": "torch" if is_plain else classifier.engine.name,
+        "precision": classifier.engine.precision if amp == "off" else amp,
         "matched_by": matched_by,
         "images_per_s": counts["images"] / seconds,
         "per_class": [
@@ -215,11 +226,14 @@ def beside(reported: dict, key: str) -> str:
 
 def show(result: dict) -> None:
     tta = ", with mirrored test-time augmentation" if result["tta"] else ""
-    precision = "" if result["amp"] == "off" else f", in {result['amp']}"
-    print(f"{result['model']} on {result['data']}{tta}{precision}")
+    print(f"{result['model']} on {result['data']}{tta}, in {result['precision']} by engine {result['engine']}")
     for k in ("top1", "top5"):
         count = f"{result[f'{k}_count']:,} of {result['images']:,}"
         print(f"  top-{k[3]}  {result[k]:6.2f} %  {count}{beside(result['reported'], k)}")
+    if result["decode"] == "timm":
+        print(
+            "  pictures decoded as timm does: no colour profile or EXIF orientation applied (--decode classifier does)"
+        )
     if result["broken"]:
         print(f"  left out  {len(result['broken']):,} that could not be read")
     if result["matched_by"] == "position":

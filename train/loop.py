@@ -196,6 +196,7 @@ def evaluate(
     amp: str = "off",
     world: World | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> dict:
     """Counts over (normalised float pictures, labels) batches, each process its own: every picture once.
 
@@ -215,7 +216,7 @@ def evaluate(
             break
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with autocast(amp, device):
-            logits = network(images.contiguous(memory_format=torch.channels_last))
+            logits = network(images.contiguous(memory_format=memory_format))
         logits = logits.float()
         best = logits.topk(min(5, num_classes), dim=1).indices
         confusion += torch.bincount(labels * num_classes + best[:, 0], minlength=num_classes**2)

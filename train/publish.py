@@ -23,7 +23,8 @@ import yaml
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
 
-from convmixer.config import ConvMixerConfig
+from convmixer import hub
+from convmixer.config import PUBLISHED, ConvMixerConfig
 from convmixer.weights import (
     Checkpoint,
     CheckpointError,
@@ -31,11 +32,9 @@ from convmixer.weights import (
     read_description,
     write_atomically,
 )
-from convmixer.zoo import MODELS
 from train.card import model_card
 
-HUB_PREFIX = "hf:"
-MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+MODEL, CONFIG, CARD = hub.WEIGHTS, hub.CONFIG, "README.md"
 RECORDS = ("metrics.csv", "recipe.json")
 TASK = "image-classification"
 LOCAL_USE = re.compile(r"^## How to use it\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)  # of the files in a run folder
@@ -70,9 +69,9 @@ def hub_name(to: str) -> str:
     """USER/NAME out of hf:USER/NAME. Raises PublishError where the Hub would not take it."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    name = to.removeprefix(HUB_PREFIX)
-    if not to.startswith(HUB_PREFIX) or name.count("/") != 1:
-        raise PublishError(f"--to {to}: it must be {HUB_PREFIX}USER/NAME, such as {HUB_PREFIX}ada/convmixer-flowers")
+    name = to.removeprefix(hub.PREFIX)
+    if not to.startswith(hub.PREFIX) or name.count("/") != 1:
+        raise PublishError(f"--to {to}: it must be {hub.PREFIX}USER/NAME, such as {hub.PREFIX}ada/convmixer-flowers")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -82,9 +81,9 @@ def hub_name(to: str) -> str:
 
 def timm_architecture(config: ConvMixerConfig) -> str | None:
     """timm's name for a network of this shape, whatever the number of classes; None where timm has none."""
-    for entry in MODELS.values():
-        if not entry.shipped and replace(entry.config, num_classes=config.num_classes) == config:
-            return entry.name
+    for name, published in PUBLISHED.items():
+        if replace(published, num_classes=config.num_classes) == config:
+            return name
     return None
 
 
@@ -164,14 +163,13 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 ```
 
 """
-    download = f"hf download {repo} {MODEL} --local-dir .\n" if repo else ""
     return f"""
 ## Use of these files
 
 {code}With the package `convmixer`, which this model was trained with:
 
 ```sh
-{download}python -m convmixer classify IMAGE --model {MODEL}
+python -m convmixer classify IMAGE --model {f"{hub.PREFIX}{repo}" if repo else MODEL}
 ```
 """
 

@@ -48,7 +48,7 @@ class Recipe:
     ema: float | None = None  # decay of the moving average of the weights, which is then what is exported
     sync_norm: bool = False  # batch norm over all processes' pictures of a part, not over each process's own
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the device computes it natively
-    # auto: channels_last or contiguous, what measures faster at the start; channel_major: for GPUs, see docs/gpu.md
+    # auto: on a GPU what is known to be fast, see docs/gpu.md; else channels_last or contiguous, as a start measures it
     memory_format: Literal["auto", "channels_last", "contiguous", "channel_major"] = "auto"
     seed: int = 0
     split: Literal["holdout", "tune", "full"] = "holdout"  # of CIFAR; tune on "tune", report on "holdout"

@@ -29,6 +29,7 @@ import tyro
 from convmixer import zoo
 from train.distributed import join
 from train.errors import TrainingError
+from train.layout import Compile
 from train.recipe import Recipe
 from train.recipes import RECIPES
 from train.session import train
@@ -49,14 +50,14 @@ class Run:
     device: str | None = None  # cpu, cuda, cuda:1, ...; the GPU where there is one
     workers: int = max(1, min(8, (os.cpu_count() or 1) - 1))  # processes that read pictures from disk, for each GPU
     threads: int | None = None  # of the CPU's arithmetic; PyTorch's default otherwise
-    compile: bool = False  # torch.compile the network
-    ahead: int = 1  # CIFAR's parts that are augmented together; a GPU may like 8
+    compile: Compile = "auto"  # torch.compile the network; auto: on GPUs where that is faster, see docs/gpu.md
+    ahead: int | None = None  # CIFAR's parts that are augmented together, whatever it is with the same result
     save_every: float = 10.0  # minutes between checkpoints within an epoch
     tensorboard: bool = False  # also write TensorBoard's event files into the run folder
     command: Annotated[str, tyro.conf.Suppress] = ""  # as it was typed; for the model card
 
     def __post_init__(self):
-        if self.ahead < 1:
+        if self.ahead is not None and self.ahead < 1:
             raise ValueError(f"ahead is {self.ahead}; it must be at least 1")
 
 

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from convmixer.images import ImageError, load_image
 from train.errors import DataError
 
 BROKEN_IN_A_ROW = 10  # after so many the data is wrong, not a picture
@@ -55,6 +56,15 @@ def _quiet_pillow() -> Iterator[None]:
     with warnings.catch_warnings():  # about metadata, or sizes that can still be decoded
         warnings.simplefilter("ignore")
         yield
+
+
+def as_timm(picture) -> Image.Image:
+    """A picture, as a file object or image, decoded as timm does: to RGB, whatever its colour profile and orientation.
+
+    Raises anything for a damaged one.
+    """
+    with _quiet_pillow():
+        return (picture if isinstance(picture, Image.Image) else Image.open(picture)).convert("RGB")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +119,23 @@ def column_values(table, name: str) -> list:
 class MapSamples(Dataset):
     """Samples of a source that is read by index: (transformed picture, label, names of broken pictures).
 
-    Pictures are decoded as timm does: to RGB, EXIF orientation ignored. All random choices of a sample come from (seed,
-    epoch, index) alone, so neither the number of workers nor the moment at which a run was resumed changes them. The
-    next picture that can be decoded takes the place of a broken one with ``replace_broken``; without it the picture is
-    None. Raises DataError for many broken ones in a row.
+    All random choices of a sample come from (seed, epoch, index) alone, so neither the number of workers nor the moment
+    at which a run was resumed changes them. The next picture that can be decoded takes the place of a broken one with
+    ``replace_broken``; without it the picture is None. Raises DataError for many broken ones in a row.
+
+    decode: gives the RGB image of a file object; `load_image`, as every door does, or `as_timm`.
     """
 
-    def __init__(self, source, transform: Callable, seed: int, replace_broken: bool):
+    def __init__(
+        self,
+        source,
+        transform: Callable,
+        seed: int,
+        replace_broken: bool,
+        decode: Callable[..., Image.Image] = load_image,
+    ):
         self.source, self.transform, self.seed, self.replace_broken = source, transform, seed, replace_broken
+        self.decode = decode
 
     def __len__(self) -> int:
         return len(self.source)
@@ -138,8 +157,8 @@ class MapSamples(Dataset):
         label = -1
         try:
             stream, label = self.source.dataset.reader[self.source.position(index)]
-            with stream, _quiet_pillow():
-                return Image.open(stream).convert("RGB"), int(label)
+            with stream:
+                return self.decode(stream), int(label)
         except Exception as error:  # damaged data makes Pillow raise nearly every type there is
             broken.append(f"{self.source.filename(index)}: {reason_of(error)}")
             return None, int(label)
@@ -153,11 +172,23 @@ class StreamSamples(IterableDataset):
     epoch, its pixels). Opened for evaluation, every shard is read by one worker of one process only, so each picture
     comes exactly once, whatever the number of workers and processes; the processes may get different numbers.
 
-    rank, world: this process's number and how many there are. Raises DataError.
+    rank, world: this process's number and how many there are. decode: as in MapSamples, but of what timm's reader has
+    made RGB, with EXIF and colour profile beside it. Raises DataError.
     """
 
-    def __init__(self, source, transform: Callable, seed: int, *, batch_size: int = 1, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        source,
+        transform: Callable,
+        seed: int,
+        *,
+        batch_size: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        decode: Callable[..., Image.Image] = load_image,
+    ):
         self.source, self.transform, self.seed, self.rank, self.world = source, transform, seed, rank, world
+        self.decode = decode
         self.reader = source.dataset.reader
         self.reader.batch_size = batch_size
         self.set_epoch(0)
@@ -194,6 +225,11 @@ class StreamSamples(IterableDataset):
                 if not 0 <= label < len(self.source.classes):
                     raise DataError(f"{self.source.name} has the label {label} and {len(self.source.classes)} classes")
                 seed_generators(sample_seed(self.seed, epoch, zlib.crc32(image.tobytes())))
+                try:
+                    image = self.decode(image)
+                except ImageError as error:
+                    log.broken.append(f"{self.source.name}: {reason_of(error)}")
+                    continue
                 yield self.transform(image), label, log.take()
                 given += 1
         if self.reader.is_training and not given:

@@ -12,17 +12,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from convmixer import zoo
 from convmixer.model import to_arrays, to_tensors
 from convmixer.weights import Checkpoint, save_checkpoint, write_atomically
 from train.batches import Data, open_data
 from train.card import model_card
-from train.distributed import World, use_sync_norm
+from train.distributed import World
 from train.errors import TrainingError
-from train.layout import FORMATS, choose_memory_format
+from train.layout import FORMATS, agree_on_layout, wrap
 from train.loop import Finish, choose_amp, evaluate, train_epoch
 from train.pictures import draw_confusion, draw_curves
 from train.recipe import Recipe
@@ -79,9 +77,9 @@ def git_commit() -> str:
         return "unknown"
 
 
-def resolve(recipe: Recipe, amp: str) -> dict:
+def resolve(recipe: Recipe, amp: str, compiled: bool) -> dict:
     """The recipe as JSON values, with what "auto" stood for; a resumed run must have the same."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe))) | {"amp": amp}
+    return json.loads(json.dumps(dataclasses.asdict(recipe))) | {"amp": amp, "compiled": compiled}
 
 
 def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) -> None:
@@ -93,17 +91,6 @@ def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) ->
     state.network.load_state_dict(to_tensors({name: start.state_dict[name] for name in kept}), strict=False)
     if state.ema is not None:
         state.ema.module.load_state_dict(state.network.state_dict())
-
-
-def wrap(state: TrainingState, recipe: Recipe, world: World, compiled: bool) -> nn.Module:
-    """The network as the loop calls it: with synchronised batch norm, among several processes, compiled."""
-    if recipe.sync_norm and world.size > 1:
-        use_sync_norm(state.network)
-    forward: nn.Module = state.network
-    if world.size > 1:
-        # Batch norm's statistics are averaged after each step instead of taken from one process before each part.
-        forward = DistributedDataParallel(forward, broadcast_buffers=False, gradient_as_bucket_view=True)
-    return torch.compile(forward) if compiled else forward
 
 
 def train(run, world: World) -> int:
@@ -134,24 +121,19 @@ class Session:
         self.watch = Watch(run.save_every, self.note)
         amp = choose_amp(recipe.amp, world.device)
         content, used, notes = read_newest(out)
-        if content is None:
-            names = list(FORMATS)
-            measured = names.index(choose_memory_format(recipe, amp, world.device)) if world.main else 0
-            memory_format = names[world.largest(measured)[0]]
-        else:  # what was measured then: another format rounds differently
-            auto = recipe.memory_format == "auto"
-            memory_format = content["recipe"]["memory_format"] if auto else recipe.memory_format
-        self.recipe = recipe = dataclasses.replace(recipe, memory_format=memory_format)
-        self.resolved = resolve(recipe, amp)
-        self.state = new_state(recipe, world.device, amp, FORMATS[memory_format])
+        stored = content and {"compiled": False} | content["recipe"]  # runs of older releases do not say it
+        layout = agree_on_layout(recipe, run.compile, amp, world, stored)
+        self.recipe = recipe = dataclasses.replace(recipe, memory_format=layout.memory_format)
+        self.resolved, self.layout = resolve(recipe, amp, layout.compiled), layout
+        self.state = new_state(recipe, world.device, amp, FORMATS[layout.memory_format])
         self.state.commit = git_commit()
         if content is not None:
-            check_recipe(out, content["recipe"], self.resolved)
+            check_recipe(out, stored, self.resolved)
             self.state.load(content)
         elif recipe.weights:
             load_start(self.state, recipe, data.labels)
-        self.forward = wrap(self.state, recipe, world, run.compile)
-        self.finish = Finish(recipe, FORMATS[memory_format], world.device)
+        self.forward = wrap(self.state, recipe, world, layout)
+        self.finish = Finish(recipe, FORMATS[layout.memory_format], world.device)
         self.bar_from = (0, 0.0)  # (step, time) from which the bar measures its speed; in each epoch anew
         self.board = TensorBoard(out / "tensorboard") if run.tensorboard and world.main else None
         for note in notes:
@@ -172,7 +154,8 @@ class Session:
             content = json.dumps(self.resolved, indent=2).encode() + b"\n"
             write_atomically(self.out / "recipe.json", lambda file: file.write(content))
             self.note(self.data.training.plan.describe())
-            self.note(f"peak learning rate {recipe.lr:g} for the whole batch; {self.resolved['amp']} on {world.device}")
+            how = f"{self.resolved['amp']} on {world.device}, {self.layout}"
+            self.note(f"peak learning rate {recipe.lr:g} for the whole batch; {how}")
             if state.history:
                 self.write_epoch()
             self.console.header()
@@ -201,7 +184,10 @@ class Session:
         held_out = self.data.held_out_batches(self.recipe.batch_size)
         start = time.perf_counter()
         classes, amp = self.recipe.model.num_classes, self.resolved["amp"]
-        counts = evaluate(state.exported, held_out, classes, amp, self.world, lambda: self.watch.stopping)
+        # Of what cuDNN computes slowly in one format, a GPU is given none; a CPU likes channels_last here.
+        on_gpu = self.world.device.type != "cpu"
+        layout = self.finish.memory_format if on_gpu else torch.channels_last
+        counts = evaluate(state.exported, held_out, classes, amp, self.world, lambda: self.watch.stopping, layout)
         if self.world.largest(int(self.watch.stopping))[0]:
             self.save()
             return False

@@ -37,7 +37,7 @@ __all__ = ["MapSamples", "Source", "StreamSamples", "open_pair", "open_source", 
 
 # timm looks for JPEG and PNG alone, and would pass over a folder's other pictures without a word.
 img_extensions.set_img_extensions(
-    (*img_extensions.get_img_extensions(), ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+    (*img_extensions.get_img_extensions(), ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".tga")
 )
 
 

@@ -24,7 +24,7 @@ class KernelEngine:
     weights: float32, under timm's names. They are copied; later changes to them are not seen.
     precision: "float32": the logits differ from those of PyTorch's operators by 2e-5 of the largest one at most.
         "bfloat16" and "int8": what the 1x1 convolutions multiply, faster and less exact; int8 finds a scale for each
-        pixel and each output channel.
+        pixel and each output channel, and without VNNI gives the pixels 12 bits.
 
     Raises KernelError where there is no kernel for this machine, precision, or config. ``threads`` may be changed.
     """
@@ -34,21 +34,25 @@ class KernelEngine:
     def __init__(self, config: ConvMixerConfig, weights: Weights, precision: str = "float32"):
         self.config, self.precision, self.threads = config, precision, usable_cpus()
         self._library = load(config.kernel_size, precision)
-        self._arrays = pack(config, weights, self._library.convmixer_lanes(), precision)
+        self._arrays = pack(config, weights, precision, self._library.convmixer_lanes(), self._library.convmixer_pack())
         self._head = np.array(weights["head.weight"].T), np.array(weights["head.bias"])
         self._spare: list[np.ndarray] = []  # memory of earlier calls: fresh memory costs more than the arithmetic in it
         stem, *stages = (
             Stage(**{name: array.ctypes.data for name, array in arrays.items()}) for arrays in self._arrays
         )
-        sizes = config.in_chans, config.patch_size, config.dim, len(self._arrays[0]["bias"]) // self._library.convmixer_lanes(), config.depth
+        sizes = (
+            config.in_chans,
+            config.patch_size,
+            config.dim,
+            len(self._arrays[0]["bias"]) // self._library.convmixer_lanes(),
+            config.depth,
+        )
         halves = [(Stage * config.depth)(*stages[half::2]) for half in (0, 1)]
         self._network = Network(*sizes, int(config.activation == "relu"), stem, *halves)
 
     def run(self, pictures: np.ndarray, stages: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        check_pictures(pictures, self.config)
+        check_pictures(pictures, self.config, stages)
         config, count = self.config, len(pictures)
-        if not 0 <= stages <= config.depth + 1:
-            raise ValueError(f"stages is {stages}; it must be 0 to {config.depth + 1}")
         pictures = np.ascontiguousarray(pictures)
         height, width = pictures.shape[2:]
         sides = height // config.patch_size, width // config.patch_size
@@ -72,10 +76,12 @@ class KernelEngine:
         self.run(np.zeros((batch, self.config.in_chans, size, size), np.float32))
 
 
-def pack(config: ConvMixerConfig, weights: Weights, lanes: int, precision: str) -> list[dict[str, np.ndarray]]:
-    """The fields of each `Stage` of kernel.cpp: the stem's, then the depthwise and the pointwise one of each block.
+def pack(
+    config: ConvMixerConfig, weights: Weights, precision: str, lanes: int, share: int
+) -> list[dict[str, np.ndarray]]:
+    """The fields of each `Stage` of stages.h: the stem's, then the depthwise and the pointwise one of each block.
 
-    lanes: floats in the kernel's vectors.
+    lanes: floats in the kernel's vectors. share: input channels that share 32 bits in its 1x1 convolutions.
     """
     blocks = -(-config.dim // (lanes * COLUMNS)) * COLUMNS
     channels = blocks * lanes
@@ -95,24 +101,24 @@ def pack(config: ConvMixerConfig, weights: Weights, lanes: int, precision: str) 
         return {"weight": _laid(_padded(weight, channels).reshape(blocks, lanes, -1).transpose(0, 2, 1))}
 
     def columns(name: str, in_blocks: int, precision: str) -> dict[str, np.ndarray]:
-        """Pointwise weights (out, in, ...) as (out / columns, in / pack, columns, pack), where columns is COLUMNS * lanes.
+        """Pointwise weights (out, in, ...) as (out / wide, in / together, wide, together): wide is COLUMNS * lanes.
 
-        The inputs are filled up with zeros to in_blocks * lanes; ``pack`` neighbouring ones share 32 bits.
+        The inputs are filled up with zeros to in_blocks * lanes.
         """
         weight, fields = weights[name].reshape(config.dim, -1), {}
         if precision == "int8":
             scale = np.maximum(np.abs(weight).max(1), np.finfo(np.float32).tiny) / INT8_MAX
             weight = np.rint(weight / scale[:, None])
-            sums = _padded(128 * weight.sum(1, dtype=np.float64), channels, np.int32)
+            zero = 128 if share == 4 else 0  # Int8::ZERO of stages.h
+            sums = _padded(zero * weight.sum(1, dtype=np.float64), channels, np.int32)
             fields = {"weight_scale": _padded(scale, channels), "weight_sum": sums}
-            weight = weight.astype(np.int8)
+            weight = weight.astype(np.int8 if share == 4 else np.int16)
         elif precision == "bfloat16":
             weight = to_bfloat16(weight)
-        share = 4 // weight.itemsize
-        inputs = in_blocks * lanes
+        together, inputs = 4 // weight.itemsize, in_blocks * lanes
         if weight.shape != (channels, inputs):
             weight = np.pad(weight, ((0, channels - config.dim), (0, inputs - weight.shape[1])))
-        panels = weight.reshape(-1, COLUMNS * lanes, inputs // share, share)
+        panels = weight.reshape(-1, COLUMNS * lanes, inputs // together, together)
         return fields | {"weight": _laid(panels.transpose(0, 2, 1, 3))}
 
     patches = -(-config.in_chans * config.patch_size**2 // lanes)

@@ -1,14 +1,14 @@
 // ConvMixer's forward pass on the CPU, from the pictures to the pooled features, in one call.
 //
-// kernel.py compiles this file, once for each depthwise kernel size and number format:
+// compiler.py compiles this file, once for each
 //   KERNEL  the side of the depthwise convolution, odd
 //   NUMBER  what the 1x1 convolutions multiply: 0 float32, 1 bfloat16, 2 int8; they add up in float32 or int32
 //
-// Why not a framework's operators: between two convolutions a ConvMixer has an activation, a batch norm and an addition,
-// each a pass over a feature map that is larger than the cache, in memory that is fresh from the system. Here a tile of a
-// few rows goes through depthwise convolution, activation, norm and addition while it is in registers, and through the
-// 1x1 convolution (nearly all of the arithmetic), activation and norm while it is in the level-2 cache. Nothing else is
-// written but the block's result.
+// Why not a framework's operators: between two convolutions a ConvMixer has an activation, a batch norm and an
+// addition, each a pass over a feature map that is larger than the cache, in memory that is fresh from the system. Here
+// a tile of a few rows goes through depthwise convolution, activation, norm and addition while it is in registers, and
+// through the 1x1 convolution (nearly all of the arithmetic), activation and norm while it is in the level-2 cache.
+// Nothing else is written but the block's result.
 
 #include "stages.h"
 #include "threads.h"
@@ -21,7 +21,6 @@ struct Network {
     int64_t stem_blocks() const { return (in_chans * patch * patch + LANES - 1) / LANES; }
 };
 
-// Larger tiles read the weights less often, until they fall out of the level-2 cache.
 constexpr size_t OWN_MAPS = 8 << 20;  // bytes of feature maps that a thread may have of its own
 
 // The sizes of one call, and a thread's share of its memory.
@@ -29,8 +28,8 @@ struct Shape {
     int height, width;       // of a feature map, in pixels
     size_t pixels, plane, map;  // plane, map: floats
     int rows, tiles;         // rows of a tile, tiles of a picture
-    // Pictures that one thread takes through all of the network, so that nobody waits for anybody. The threads share the
-    // tiles of the others, `together` at a time.
+    // Pictures that one thread takes through all of the network, so that nobody waits for anybody. The threads share
+    // the tiles of the others, `together` at a time.
     int64_t whole, together;
     size_t maps_bytes, values_bytes, packed_bytes, vectors_bytes, thread_bytes;
 
@@ -41,7 +40,8 @@ struct Shape {
         rows = std::max(1, std::min(height, TILE_PIXELS / width));
         whole = 2 * map * 4 <= OWN_MAPS ? count / threads * threads : 0;
         const int64_t shared = count - whole;
-        if (0 < shared && shared < threads) rows = std::min<int64_t>(rows, (height * shared + threads - 1) / threads);
+        if (0 < shared && shared < threads)  // two tiles for each thread at least
+            rows = std::min<int64_t>(rows, (height * shared + 2 * threads - 1) / (2 * threads));
         tiles = (height + rows - 1) / rows;
         // Enough tiles at a time that threads seldom wait for the last one.
         together = std::max<int64_t>(1, std::min<int64_t>(shared, 8 * threads / tiles));
@@ -51,7 +51,7 @@ struct Shape {
         values_bytes = most * std::max(net.blocks, net.stem_blocks()) * LANES * 4;
         packed_bytes = NUMBER ? most * net.blocks * LANES * 2 : 0;
         vectors_bytes = most * LANES * 4;
-        thread_bytes = values_bytes + packed_bytes + (COLUMNS + 3) * vectors_bytes;
+        thread_bytes = values_bytes + packed_bytes + 3 * vectors_bytes;
     }
     static int groups(int pixels) { return (pixels + ROWS - 1) / ROWS; }
 
@@ -60,8 +60,7 @@ struct Shape {
         char *packed = own + values_bytes, *vectors = packed + packed_bytes;
         float *peak = (float*)vectors, *step = (float*)(vectors + vectors_bytes);
         int32_t* place = (int32_t*)(vectors + 2 * vectors_bytes);
-        char* partial = vectors + 3 * vectors_bytes;
-        return {tile_pixels, groups(tile_pixels), (float*)own, packed, peak, step, partial, place};
+        return {tile_pixels, groups(tile_pixels), (float*)own, packed, peak, step, place};
     }
 };
 
@@ -126,7 +125,8 @@ struct Call {
         } else {
             if (Format::PACK == 1) tile.packed = tile.values;
             tile.set_places(net.blocks);
-            depthwise(from, net.blocks, shape.height, shape.width, first, last, net.depthwise[stage], target.relu, tile);
+            const Stage& mixing = net.depthwise[stage];
+            depthwise(from, net.blocks, shape.height, shape.width, first, last, mixing, target.relu, tile);
             pointwise<Format>(tile, net.blocks, net.blocks, net.pointwise[stage], target);
         }
         const int64_t wanted = stage + stages - net.depth;  // its place among the stages that are asked for
@@ -169,6 +169,7 @@ struct Call {
 
 extern "C" {
 int convmixer_lanes() { return LANES; }
+int convmixer_pack() { return Format::PACK; }  // input channels that share 32 bits
 
 // The bytes of memory that convmixer_forward needs; what is in them does not matter.
 int64_t convmixer_memory(const Network* net, int64_t count, int height, int width, int threads) {
@@ -176,8 +177,8 @@ int64_t convmixer_memory(const Network* net, int64_t count, int height, int widt
     return shape.maps_bytes + threads * shape.thread_bytes;
 }
 
-// pictures (count, in_chans, height, width) to pooled (count, dim) and, if stages > 0, features (stages, count, dim, height
-// / patch, width / patch): of the last stages, where the stem is the first and each block is one more.
+// pictures (count, in_chans, height, width) to pooled (count, dim) and, if stages > 0, features (stages, count, dim,
+// height / patch, width / patch): of the last stages, where the stem is the first and each block is one more.
 void convmixer_forward(const Network* net, const float* pictures, int64_t count, int height, int width, float* pooled,
                        float* features, int64_t stages, int threads, char* memory) {
     const Shape shape(*net, height, width, count, threads);

@@ -1,13 +1,14 @@
 // The two halves of a block, on a tile: a few rows of a feature map.
 //
-// LANES channels, one vector, lie side by side. A feature map is (blocks, height, width, LANES), where blocks * LANES is
-// the number of channels, rounded up. A tile is (groups, blocks, ROWS, LANES): a group is the pixels of one product, ROWS
-// at most. Arrays that hold vectors are aligned to 64 bytes.
+// LANES channels, one vector, lie side by side. A feature map is (blocks, height, width, LANES), where blocks * LANES
+// is the number of channels, rounded up. A tile is (groups, blocks, ROWS, LANES): a group is the pixels of one product,
+// ROWS at most. Arrays that hold vectors are aligned to 64 bytes.
 
 #pragma once
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -17,8 +18,8 @@ constexpr int PAD = KERNEL / 2;
 struct Stage {
     const void* weight;
     const float *bias, *scale, *shift;  // scale is half of what it says where the activation is GELU
-    // int8 only. An output channel's weights are its integers times weight_scale, and weight_sum is 128 times the sum of
-    // its integers: the instruction wants unsigned activations, so that 128 is added to each.
+    // int8 only. An output channel's weights are its integers times weight_scale, and weight_sum is Int8::ZERO times
+    // the sum of its integers: VNNI wants unsigned activations, so that 128 is added to each.
     const float* weight_scale;
     const int32_t* weight_sum;
 };
@@ -43,26 +44,55 @@ struct Bfloat16 {
 typedef Bfloat16 Format;
 #elif NUMBER == 2
 struct Int8 {
-    static constexpr int PACK = 4;
     typedef int32_t Word;
     typedef Integers Sum;
+#if defined(__AVX512VNNI__)
+    static constexpr int PACK = 4, LARGEST = 127, ZERO = 128;  // of a pixel's integers
     INLINE Sum add(Sum sum, Word word, Vector weights) {
         return (Sum)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(word), (__m512i)weights);
     }
+    INLINE void put(void* packed, int64_t index, Integers values) {
+        ((__m128i*)packed)[index] = _mm512_cvtepi32_epi8((__m512i)values);
+    }
+#else
+    // The 8-bit instructions of before would overflow: weights of 8 bits in 16, and activations of 12. 8,000
+    // channels add up in 32 bits.
+    static constexpr int PACK = 2, LARGEST = 2047, ZERO = 0;
+    // Else the compiler adds in another order, and has more sums than registers.
+    INLINE Sum kept(Sum sum) {
+        asm("" : "+v"(sum));
+        return sum;
+    }
+#if defined(__AVX512F__)
+    INLINE Sum add(Sum sum, Word word, Vector weights) {
+        return kept(sum + (Sum)_mm512_madd_epi16(_mm512_set1_epi32(word), (__m512i)weights));
+    }
+    INLINE void put(void* packed, int64_t index, Integers values) {
+        ((__m256i*)packed)[index] = _mm512_cvtepi32_epi16((__m512i)values);
+    }
+#else
+    INLINE Sum add(Sum sum, Word word, Vector weights) {
+        return kept(sum + (Sum)_mm256_madd_epi16(_mm256_set1_epi32(word), (__m256i)weights));
+    }
+    INLINE void put(void* packed, int64_t index, Integers values) {
+        const __m256i all = (__m256i)values;
+        ((__m128i*)packed)[index] = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    }
+#endif
+#endif
 };
 typedef Int8 Format;
 #else
 typedef Float32 Format;
 #endif
 
-// A tile and what belongs to its pixels. With int8, `values` is what quantize() reads, `peak` has LANES largest absolute
-// values for each pixel, and `step` is what a step of its integers is worth.
+// A tile and what belongs to its pixels. With int8, `values` is what quantize() reads, `peak` has LANES largest
+// absolute values for each pixel, and `step` is what a step of its integers is worth.
 struct Tile {
     int pixels, groups;
     float* values;
     void* packed;  // what the products read
     float *peak, *step;
-    char* partial;   // sums of the groups' products
     int32_t* place;  // of each pixel's vector in block 0
 
     int begin(int group) const { return group * (pixels / groups) + std::min(group, pixels % groups); }
@@ -79,30 +109,19 @@ struct Target {
     bool relu;
 };
 
-// A product of one group over some of the input channels: those of `blocks` blocks.
-struct Part {
-    const char *tile, *weights, *ahead;
-    int64_t blocks;
-    int lines;  // to be asked for from `ahead` for each block, so that the next weights are in the level-2 cache in time
-    bool first, last;
-    char* partial;
-};
-
-// PIXELS pixels from `pixel` times COLUMNS vectors of output channels from `channel`; and after the last part bias,
-// activation and norm.
+// PIXELS pixels of a tile from `pixel`, whose words begin at `group`, times COLUMNS vectors of output channels from
+// `channel`, over all input channels; then bias, activation and norm. Meanwhile it asks for the next weights, `lines`
+// cache lines from `ahead` for each block, so that they are in the level-2 cache in time.
 template <typename F, int PIXELS>
-static void product(Part part, const Stage& stage, int64_t channel, const Tile& tile, int pixel, const Target& target) {
+static void product(const char* group, const char* weights, int64_t blocks, const Stage& stage, int64_t channel,
+                    const Tile& tile, int pixel, const Target& target, const char* ahead, int64_t lines) {
     typedef typename F::Word Word;
-    typedef typename F::Sum Sum;
     constexpr int WORDS = LANES / F::PACK;
-    const Word* words = (const Word*)part.tile;
-    const float* w = (const float*)part.weights;
-    Sum sum[PIXELS][COLUMNS] = {};
-    Sum* partial = (Sum*)part.partial;
-    if (!part.first)
-        UNROLL for (int i = 0; i < PIXELS * COLUMNS; i++) sum[i / COLUMNS][i % COLUMNS] = partial[i];
-    for (int64_t block = 0; block < part.blocks; block++, words += ROWS * WORDS) {
-        for (int line = 0; line < part.lines; line++, part.ahead += 64) __builtin_prefetch(part.ahead, 0, 2);
+    const Word* words = (const Word*)group;
+    const float* w = (const float*)weights;
+    typename F::Sum sum[PIXELS][COLUMNS] = {};
+    for (int64_t block = 0; block < blocks; block++, words += ROWS * WORDS) {
+        for (int64_t line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
         UNROLL for (int k = 0; k < WORDS; k++, w += COLUMNS * LANES) {
             Vector column[COLUMNS];
             UNROLL for (int c = 0; c < COLUMNS; c++) column[c] = load(w + c * LANES);
@@ -112,17 +131,13 @@ static void product(Part part, const Stage& stage, int64_t channel, const Tile& 
             }
         }
     }
-    if (!part.last) {
-        UNROLL for (int i = 0; i < PIXELS * COLUMNS; i++) partial[i] = sum[i / COLUMNS][i % COLUMNS];
-        return;
-    }
     UNROLL for (int c = 0; c < COLUMNS; c++, channel += LANES) {
         const Vector bias = load(stage.bias + channel);
         const Vector scale = load(stage.scale + channel), shift = load(stage.shift + channel);
         float* map = target.map + channel / LANES * target.plane + pixel * LANES;
         UNROLL for (int p = 0; p < PIXELS; p++) {
             Vector value;
-            if constexpr (F::PACK == 4) {
+            if constexpr (!std::is_same_v<typename F::Sum, Vector>) {
                 const Integers exact = sum[p][c] - *(const Integers*)(stage.weight_sum + channel);
                 value = __builtin_convertvector(exact, Vector) * tile.step[pixel + p];
                 value = value * load(stage.weight_scale + channel) + bias;
@@ -135,31 +150,27 @@ static void product(Part part, const Stage& stage, int64_t channel, const Tile& 
 }
 
 // product() with the number of pixels known only now.
-template <typename F, int PIXELS = ROWS>
-static void product_of(int pixels, const Part& part, const Stage& stage, int64_t channel, const Tile& tile, int pixel,
-                       const Target& target) {
-    if (pixels == PIXELS) return product<F, PIXELS>(part, stage, channel, tile, pixel, target);
-    if constexpr (PIXELS > 1) product_of<F, PIXELS - 1>(pixels, part, stage, channel, tile, pixel, target);
+template <typename F, int PIXELS = ROWS, typename... Arguments>
+static void product_of(int pixels, Arguments&&... arguments) {
+    if (pixels == PIXELS) return product<F, PIXELS>(arguments...);
+    if constexpr (PIXELS > 1) product_of<F, PIXELS - 1>(pixels, arguments...);
 }
 
 // The 1x1 convolution of a tile.
 template <typename F>
-static void pointwise(const Tile& tile, int64_t in_blocks, int64_t out_blocks, const Stage& stage, const Target& target) {
-    constexpr int64_t BLOCK = LANES / F::PACK * COLUMNS * LANES * 4;  // bytes of weights: a block of inputs, COLUMNS vectors
-    constexpr int64_t CHUNK = std::max<int64_t>(1, CHUNK_BYTES / BLOCK);
-    const int lines = (BLOCK / 64 + tile.groups - 1) / tile.groups;
+static void pointwise(const Tile& tile, int64_t in_blocks, int64_t out_blocks, const Stage& stage,
+                      const Target& target) {
+    constexpr int64_t BLOCK = LANES / F::PACK * COLUMNS * LANES * 4;  // bytes of weights for a block of inputs
+    const size_t group_bytes = in_blocks * ROWS * LANES / F::PACK * 4;
     const char* weights = (const char*)stage.weight;
-    for (int64_t out = 0; out < out_blocks; out += COLUMNS)
-        for (int64_t in = 0, blocks; in < in_blocks; in += blocks, weights += blocks * BLOCK) {
-            blocks = std::min(CHUNK, in_blocks - in);
-            for (int group = 0; group < tile.groups; group++) {
-                const char* first = (const char*)tile.packed + (group * in_blocks + in) * ROWS * LANES / F::PACK * 4;
-                const char* ahead = weights + (blocks * BLOCK + (int64_t)group * lines * blocks * 64);
-                const Part part{first, weights, ahead, blocks, lines, in == 0, in + blocks == in_blocks,
-                                tile.partial + group * ROWS * COLUMNS * LANES * 4};
-                const int pixel = tile.begin(group), pixels = tile.begin(group + 1) - pixel;
-                product_of<F>(pixels, part, stage, out * LANES, tile, pixel, target);
-            }
+    for (int64_t out = 0; out < out_blocks; out += COLUMNS, weights += in_blocks * BLOCK)
+        for (int group = 0; group < tile.groups; group++) {
+            const int64_t asked = group * (BLOCK / 64) / tile.groups;
+            const int64_t lines = (group + 1) * (BLOCK / 64) / tile.groups - asked;
+            const int pixel = tile.begin(group), pixels = tile.begin(group + 1) - pixel;
+            const char *words = (const char*)tile.packed + group * group_bytes, *ahead = weights + in_blocks * BLOCK;
+            product_of<F>(pixels, words, weights, in_blocks, stage, out * LANES, tile, pixel, target,
+                          ahead + in_blocks * asked * 64, lines);
         }
 }
 
@@ -176,17 +187,15 @@ INLINE void put(const Tile& tile, int64_t index, int pixel, Vector value) {
 }
 
 #if NUMBER == 2
-// Each pixel's channels as integers from 1 to 255, where 128 is zero and the largest absolute value lies 127 from it.
+// Each pixel's channels as integers, of which the largest absolute value lies LARGEST from ZERO.
 static void quantize(const Tile& tile, int64_t blocks) {
     for (int p = 0; p < tile.pixels; p++) {
-        const float peak = _mm512_reduce_max_ps(_mm512_load_ps(tile.peak + p * LANES));
-        tile.step[p] = peak / 127;
-        const __m512 inverse = _mm512_set1_ps(peak > 0 ? 127 / peak : 0);
-        for (int64_t block = 0, i = tile.place[p]; block < blocks; block++, i += ROWS) {
-            const __m512 value = _mm512_mul_ps(_mm512_load_ps(tile.values + i * LANES), inverse);
-            const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(128));
-            ((__m128i*)tile.packed)[i] = _mm512_cvtepi32_epi8(whole);
-        }
+        const float* peaks = tile.peak + p * LANES;
+        const float peak = *std::max_element(peaks, peaks + LANES);
+        tile.step[p] = peak / Format::LARGEST;
+        const float inverse = peak > 0 ? Format::LARGEST / peak : 0;
+        for (int64_t block = 0, i = tile.place[p]; block < blocks; block++, i += ROWS)
+            Format::put(tile.packed, i, rounded(load(tile.values + i * LANES) * inverse) + Format::ZERO);
     }
 }
 #endif

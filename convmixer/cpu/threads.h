@@ -22,7 +22,7 @@ static inline void pause_briefly() {
 }
 
 class Pool {
-    static constexpr int SPINS = 2000;  // some 50 microseconds: the next call is often as near, and to be woken takes as long
+    static constexpr int SPINS = 2000;  // some 50 microseconds: to be woken takes as long
     std::mutex busy, gate;              // held during a job; around what follows
     std::condition_variable wake;
     const std::function<void(int)>* job = nullptr;

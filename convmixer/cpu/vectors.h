@@ -10,29 +10,22 @@
 #endif
 #if NUMBER == 1 && !defined(__AVX512BF16__)
 #error "bfloat16 needs AVX-512 BF16"
-#elif NUMBER == 2 && !defined(__AVX512VNNI__)
-#error "int8 needs AVX-512 VNNI"
+#elif NUMBER == 2 && !defined(__AVX2__)
+#error "int8 needs AVX2"
 #endif
 
-// LANES floats are a vector. A product of ROWS pixels and COLUMNS vectors of output channels keeps its sums in registers:
-// 24 of 32, or 12 of 16. So does a row of SPAN pixels of the depthwise convolution, beside KERNEL vectors of weights.
+// LANES floats are a vector. A product of ROWS pixels and COLUMNS vectors of output channels keeps its sums in
+// registers: 24 of 32, or 12 of 16. So does a row of SPAN pixels of the depthwise convolution, beside KERNEL vectors of
+// weights. Tiles of more than TILE_PIXELS read the weights less often, until they fall out of the level-2 cache.
 #if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 12, SPAN = 16;
+constexpr int LANES = 16, ROWS = 12, SPAN = 16, TILE_PIXELS = 128;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int LANES = 8, ROWS = 6, SPAN = 8;
+constexpr int LANES = 8, ROWS = 6, SPAN = 8, TILE_PIXELS = 64;
 #elif defined(__aarch64__)
-constexpr int LANES = 4, ROWS = 12, SPAN = 16;
+constexpr int LANES = 4, ROWS = 12, SPAN = 16, TILE_PIXELS = 64;
 #else
-constexpr int LANES = 4, ROWS = 6, SPAN = 8;
+constexpr int LANES = 4, ROWS = 6, SPAN = 8, TILE_PIXELS = 64;
 #endif
-#ifndef TP
-#define TP 128
-#endif
-#ifndef CB
-#define CB 16384
-#endif
-constexpr int TILE_PIXELS = TP;
-constexpr int64_t CHUNK_BYTES = CB;
 constexpr int COLUMNS = 2;  // Network::blocks is a multiple of it
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
@@ -46,12 +39,21 @@ typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 
 INLINE Vector load(const float* from) { return *(const Vector*)from; }
 INLINE void store(float* to, Vector value) { *(Vector*)to = value; }
+#if NUMBER == 2
+INLINE Integers rounded(Vector x) {
+#if defined(__AVX512F__)
+    return (Integers)_mm512_cvtps_epi32((__m512)x);
+#else
+    return (Integers)_mm256_cvtps_epi32((__m256)x);
+#endif
+}
+#endif
 INLINE Vector magnitude(Vector x) { return (Vector)((Integers)x & 0x7fffffff); }
 
-// Twice GELU: x + |x| - |x| * erfc(|x| / sqrt(2)), with 1 / q(|x|)^16 for erfc. q was fitted by weighted least squares, for
-// the smallest largest error. GELU is off by 5e-7 at most (PyTorch's, in float32, by 1.2e-6), and where it vanishes this
-// is exactly 0: a trained network may have inputs in the hundreds, and a batch norm after them that magnifies whatever is
-// wrong. Who multiplies next has the half.
+// Twice GELU: x + |x| - |x| * erfc(|x| / sqrt(2)), with 1 / q(|x|)^16 for erfc. q was fitted by weighted least squares,
+// for the smallest largest error. GELU is off by 5e-7 at most (PyTorch's, in float32, by 1.2e-6), and where it vanishes
+// this is exactly 0: a trained network may have inputs in the hundreds, and a batch norm after them that magnifies
+// whatever is wrong. Who multiplies next has the half.
 INLINE Vector twice_gelu(Vector x) {
     const Vector size = magnitude(x);
     Vector q = 6.332423708954593e-06f * size + 4.1388077079318464e-05f;

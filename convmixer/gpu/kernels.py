@@ -22,19 +22,17 @@ once.
 
 Gradients. The one of the inputs is the same convolution with the taps turned round. The one of the taps is the
 product turned round: for each channel (64 x tiles) by (tiles x 256), the gradient of ``band``. Its entries that hold
-the same tap lie on a diagonal, and `tap_gradient` sums them through a strided view. Nothing is added by atomics: the
-same configuration gives the same bits, and Triton's cache keeps the configuration that was fastest on a machine.
+the same tap lie on a diagonal, and `tap_gradient` sums them through a strided view. Nothing is added by atomics: on
+one kind of GPU the same input gives the same bits.
 
 Rounding. Products are exact and are added up in float32; taps and results are rounded to the dtype of the feature
 map. The activation is GELU as the network has it (the one with erf), to a relative error of 7e-5.
 
-What is known of these kernels: they are correct in Triton's interpreter, and compile for compute capability 8.0, 8.9,
-9.0 and 10.0 (tests/test_gpu_kernels.py). No GPU was at hand: their speed is unknown, and docs/gpu.md says what was
-computed.
+Variants. Triton compiles a kernel anew for what it is told of its arguments. Of the whole numbers it is told of the
+width alone, whether it is 1 or a multiple of 16, so that one compiled kernel serves all batches (convmixer/gpu/ahead.py
+compiles them before there is a GPU). Configurations are written down, and not searched for on the machine: docs/gpu.md
+has what was measured.
 """
-
-import threading
-import time
 
 import torch
 import triton
@@ -104,7 +102,7 @@ def _activated(value, ACTIVATION: tl.constexpr):
     return tl.where(value < 0, 0.0, value)  # and not maximum(): NaN stays
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "height", "across", "down"])
 def _convolve(
     x,  # (C, N, H, W)
     taps,  # (C, KERNEL, KERNEL), float32
@@ -117,8 +115,6 @@ def _convolve(
     width,
     across,  # tiles in a row of a picture
     down,
-    channels,  # for the tuner alone, as bits
-    bits,
     KERNEL: tl.constexpr,
     ACTIVATION: tl.constexpr,  # "gelu", "relu", or "": the convolution alone, without activation, norm and residual
     TILES: tl.constexpr,  # tiles multiplied at a time
@@ -153,7 +149,7 @@ def _convolve(
         tl.store(y + where, total.to(y.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "height", "across", "down", "channels"])
 def _differentiate(
     x,  # (C, N, H, W)
     grad,  # of the convolution's output; as x
@@ -164,7 +160,6 @@ def _differentiate(
     across,
     down,
     channels,
-    bits,
     KERNEL: tl.constexpr,
     TILES: tl.constexpr,
     STAGES: tl.constexpr,
@@ -200,14 +195,32 @@ def _activate(z, bias, scale, shift, y, positions, ACTIVATION: tl.constexpr, BLO
     tl.store(y + where, value.to(y.dtype.element_ty), mask=position < positions)
 
 
-def _config(tiles: int, warps: int, stages: int = 1) -> triton.Config:
-    return triton.Config({"TILES": tiles, "STAGES": stages}, num_warps=warps, num_stages=stages)
-
-
-CONVOLVE_CONFIGS = [_config(16, 2), _config(64, 4), _config(64, 4, 2), _config(128, 8), _config(128, 8, 2)]
-DIFFERENTIATE_CONFIGS = [_config(32, 4), _config(64, 8), _config(64, 8, 2)]
 PROGRAMS = 1024  # wanted at least: some for each of a large GPU's 132 multiprocessors
 ACTIVATE_BLOCK = 1024  # elements of a program
+
+
+def _configuration(tiles: int, warps: int, stages: int) -> dict[str, int]:
+    return {"TILES": tiles, "STAGES": stages, "num_warps": warps, "num_stages": stages}
+
+
+def convolve_configuration(capability: int, kernel_size: int, activation: str) -> dict[str, int]:
+    """What `_convolve` is launched with. capability: 90 for compute capability 9.0."""
+    if capability // 10 == 10:  # with stages, the loop has four times the instructions there
+        return _configuration(64, 4, 1)
+    return _configuration(64, 4, 3 if kernel_size <= 5 and not activation else 2)  # the fastest on an H200
+
+
+def differentiate_configuration(capability: int) -> dict[str, int]:
+    """What `_differentiate` is launched with."""
+    if capability // 10 == 10:
+        return _configuration(64, 8, 1)
+    if capability // 10 == 9:
+        return _configuration(64, 8, 2)  # the fastest on an H200
+    return _configuration(32, 4, 1)  # 64 tiles do not fit into the registers: up to 3,856 bytes a thread are spilled
+
+
+def _capability() -> int:
+    return 90 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch
 
 
 def _splits(x: Tensor, tiles: int) -> int:
@@ -215,35 +228,11 @@ def _splits(x: Tensor, tiles: int) -> int:
     return max(1, min(-(-PROGRAMS // len(x)), tiles // 128))
 
 
-def _benchmark_in_the_interpreter(call, quantiles) -> list[float]:
-    """Triton's own benchmark needs a GPU. This one runs every configuration once, so that tests try them all."""
-    start = time.perf_counter()
-    call()
-    return [time.perf_counter() - start] * len(quantiles)
-
-
-def _tuned(kernel, configs: list[triton.Config], constants: tuple[str, ...]):
-    """``kernel`` with the fastest of ``configs`` for its shape: measured at the first call, kept in Triton's cache."""
-    benchmark = _benchmark_in_the_interpreter if INTERPRETED else None
-    key = ["channels", "height", "width", "bits", *constants]
-    return triton.autotune(configs, key=key, cache_results=True, do_bench=benchmark)(kernel)
-
-
-_launching = threading.Lock()  # Triton's tuner keeps the arguments of the call under way in itself
-_tuned_convolve = _tuned(_convolve, CONVOLVE_CONFIGS, ("KERNEL", "ACTIVATION"))
-_tuned_differentiate = _tuned(_differentiate, DIFFERENTIATE_CONFIGS, ("KERNEL",))
-
-
 def _tiling(x: Tensor) -> dict[str, int]:
     """The kernels' whole-number arguments."""
-    channels, pictures, height, width = x.shape
+    _, pictures, height, width = x.shape
     across, down = -(-width // TILE), -(-height // TILE)
-    tiles = pictures * across * down
-    # What is fastest is found for each power of two: an epoch's smaller last batch is not tuned for anew, nor is what
-    # keeps every program busy anyway.
-    bits = min(tiles, 1024).bit_length()
-    arguments = {"tiles": tiles, "height": height, "width": width, "across": across, "down": down}
-    return arguments | {"channels": channels, "bits": bits}
+    return {"tiles": pictures * across * down, "height": height, "width": width, "across": across, "down": down}
 
 
 def convolve(
@@ -263,9 +252,10 @@ def convolve(
     taps, tiling = taps.contiguous(), _tiling(x)
     if tiling["tiles"]:
         vectors = (bias, bias if scale is None else scale, bias if shift is None else shift)
-        launch = _tuned_convolve[len(x), _splits(x, tiling["tiles"])]
-        with _launching:
-            launch(x, taps, *vectors, y, **tiling, KERNEL=taps.shape[-1], ACTIVATION=activation)
+        kernel_size = taps.shape[-1]
+        options = convolve_configuration(_capability(), kernel_size, activation)
+        launch = _convolve[len(x), _splits(x, tiling["tiles"])]
+        launch(x, taps, *vectors, y, **tiling, KERNEL=kernel_size, ACTIVATION=activation, **options)
     return y
 
 
@@ -276,8 +266,8 @@ def tap_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
     partial = torch.empty(splits, len(x), TILE * TILE, window, dtype=torch.float32, device=x.device)
     if not tiling["tiles"]:
         return partial.new_zeros(len(x), kernel_size, kernel_size)
-    with _launching:
-        _tuned_differentiate[len(x), splits](x, grad, partial, **tiling, KERNEL=kernel_size)
+    options = differentiate_configuration(_capability())
+    _differentiate[len(x), splits](x, grad, partial, **tiling, channels=len(x), KERNEL=kernel_size, **options)
     # Output (i, j) and tap (r, s) meet in the window's row i + r and column j + s + (what the kernel is narrower by).
     row, k = TILE * window, kernel_size
     diagonals = partial.as_strided(

@@ -11,6 +11,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from ..engine import GPU_KERNEL_CAPABILITY
+
 try:
     from . import kernels
 except ImportError:  # PyTorch for the CPU, for macOS or for Windows comes without Triton
@@ -23,18 +25,25 @@ def triton_runs(x: Tensor, kernel_size: int = 1) -> bool:
     """Whether the Triton kernels run for ``x``: on a GPU of compute capability 8 or more, in 16 bits, up to 9 x 9."""
     if kernels is None or x.dtype not in kernels.DTYPES or kernel_size > kernels.MAX_KERNEL_SIZE:
         return False
-    return x.is_cuda and torch.version.hip is None and _triton_works(x.device.index)
+    return x.is_cuda and _triton_works(x.device.index)
+
+
+def triton_works(device: torch.device | str) -> bool:
+    """Whether the Triton kernels run on a GPU."""
+    index = torch.device(device).index
+    return _triton_works(torch.cuda.current_device() if index is None else index)
 
 
 @functools.cache
 def _triton_works(index: int) -> bool:
     """Tries a small kernel on a GPU, once: Triton wants a C compiler and Python's headers, which may be missing."""
-    if torch.cuda.get_device_capability(index)[0] < 8:
+    if kernels is None or torch.version.hip or torch.cuda.get_device_capability(index) < GPU_KERNEL_CAPABILITY:
         return False
     try:
         with torch.cuda.device(index):
             one = torch.ones(1, device="cuda")
-            kernels.activate(one[None].bfloat16(), one, one, one, "relu")
+            few = torch.ones(1, 16, device="cuda", dtype=torch.bfloat16)  # 16: the variant that networks use, too
+            kernels.activate(few, one, one, one, "relu")
     except Exception as error:  # of whatever kind, the network still runs
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Triton cannot be used ({reason}); PyTorch's operators are", stacklevel=2)
