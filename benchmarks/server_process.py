@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 UNTIL_READY = 120  # seconds that a server may take to start
 
-# The same inputs, checked against the same description. Nobody looks at the picture, which Cog decodes into a file here,
-# as it does for every predictor with a Path.
+# The same inputs, checked against the same description. Nobody looks at the picture, which Cog decodes into a file as
+# for every predictor with a Path.
 ECHO = """
 import sys
 sys.path.insert(0, {root!r})

@@ -75,6 +75,7 @@ def run_server(address: str, port: int, slots: int) -> int:
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         "COG_MAX_CONCURRENCY": str(slots),
+        "MALLOC_ARENA_MAX": "2",  # or the memory of large requests stays with each thread that ever had one
         # The server starts its worker as "python": it must be this one.
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
     }

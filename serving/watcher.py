@@ -2,8 +2,7 @@
 
 Cog 0.23 never replaces a worker that died: the server goes on, and refuses every request. And it loses a slot for each
 prediction whose folder it cannot make, whose name the client may choose: at last it says that it is busy, and is not.
-Whoever runs the server (python -m serving, Docker, an orchestrator) starts it again once it is gone. What predictions
-leave in Cog's folder is deleted here, too.
+Whoever runs the server (python -m serving, Docker, ...) starts it again. What is left in Cog's folder is deleted, too.
 
 The process holds one end of a pipe from the worker. Whatever happens to that, the kernel then closes the other end. The
 worker writes into it when a request begins, when it ends, and when Python exits in an orderly way.
