@@ -23,7 +23,7 @@ test: .venv/.dev
 	$(BIN)/python -m pytest
 
 serve: .venv/.serve
-	$(BIN)/python serve.py $(if $(PORT),--port $(PORT))
+	$(BIN)/python -m serving $(if $(PORT),--port $(PORT))
 
 container:
 	$(COG) build $(if $(CPU),-f cog.cpu.yaml) -t $(TAG) $(COG_FLAGS)

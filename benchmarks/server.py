@@ -2,17 +2,16 @@
 
     python benchmarks/server.py [--clients 1 4 16] [--rounds 5] [--requests 100] [--slots 16] [--json FILE]
 
-Real servers, real HTTP, all on this machine: `python serve.py`, which takes one request at a time, and
-`python serve.py --slots 16`, which takes sixteen and has the network look at them together; both with the shipped
-model. Beside each, Cog's server with as many slots around an echo: a predictor with the same inputs that returns a
-constant. The clients are threads that ask as docs/client.py does, coming back after each 409; what that costs counts
-into the latency. Every request carries a JPEG of 640 x 480 pixels, about 100 kB, as a data URI. Rounds alternate
-between the servers, and in each round the model is also asked directly, in this process, while no client is there.
+Real servers, real HTTP, all on this machine: `python -m serving` with one slot and with sixteen, and the shipped model;
+beside each, Cog's server with as many slots around an echo: a predictor with the same inputs that returns a constant.
+The clients are threads that ask as docs/client.py does, coming back after each 409; what that costs counts into the
+latency. Every request carries a JPEG of 640 x 480 pixels, about 100 kB, as a data URI. Rounds alternate between the
+servers, and in each round the model is also asked directly, in this process, while no client is there.
 
 Against the sum of echo and model there stand
 
-- with one client, the median latency: serve.py / (echo + model);
-- with several, what one answer occupies the server for, 1 / (requests a second): serve.py / (echo + model), where
+- with one client, the median latency: ours / (echo + model);
+- with several, what one answer occupies the server for, 1 / (requests a second): ours / (echo + model), where
   echo is 1 / (its requests a second with as many clients). The server's own work for one client may overlap with the
   model's for another, so that this can be below 1.
 

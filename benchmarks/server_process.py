@@ -1,4 +1,4 @@
-"""The servers that benchmarks/server.py measures: this project's two runners, and echoes of them without a model."""
+"""The servers that benchmarks/server.py measures: this project's, and echoes of it without a model."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 UNTIL_READY = 120  # seconds that a server may take to start
 
-# The same inputs, checked against the same description, and Cog writes the same file for the picture. What differs is
-# only that nobody looks at it.
+# The same inputs, checked against the same description. Nobody looks at the picture, which Cog decodes into a file as
+# for every predictor with a Path.
 ECHO = """
 import sys
 sys.path.insert(0, {root!r})
@@ -24,7 +24,7 @@ from predict import MODELS, Output, Prediction
 
 
 class Predictor(BaseRunner):
-    {kind} run(
+    async def run(
         self,
         image: Path = Input(description="The picture", accept="image/*"),
         model: str = Input(description="The model", default="auto", choices=MODELS),
@@ -32,7 +32,7 @@ class Predictor(BaseRunner):
         heatmap: bool = Input(description="Also a heat map", default=False),
     ) -> Output:
         ranked = [Prediction(label=f"label {{index}}", index=index, score=index / 37) for index in range(top_k)]
-        return Output(model="echo", predictions=ranked, heatmap=None)
+        return Output(model="echo", engine="none", precision="none", predictions=ranked, heatmap=None)
 """
 
 
@@ -93,24 +93,24 @@ class CogServer:
 
 
 def start_ours(folder: Path, slots: int) -> CogServer:
-    """`python serve.py` with the shipped model."""
-    name = f"serve.py --slots {slots}" if slots > 1 else "serve.py"
-    command = [ROOT / "serve.py", "--port", "{port}", *(["--slots", slots] if slots > 1 else [])]
+    """`python -m serving` with the shipped model."""
+    command = ["-m", "serving", "--port", "{port}", "--slots", slots]
+    name = f"serving, {slots} slots" if slots > 1 else "serving, 1 slot"
     # No other model is to be found, whatever this machine has.
-    return CogServer(name, command, folder, folder / f"{name}.log", COG_WEIGHTS="", CONVMIXER_CACHE=str(folder))
+    weights = {"COG_WEIGHTS": "", "CONVMIXER_CACHE": str(folder)}
+    return CogServer(name, command, folder, folder / f"{name}.log", PYTHONPATH=str(ROOT), **weights)
 
 
 def start_echo(folder: Path, slots: int) -> CogServer:
     """Cog's server, with as many slots, around a predictor that returns a constant."""
     sys.path.insert(0, str(ROOT))
-    from predict import Predictor
-    from serve import openapi_schema
+    from serving.__main__ import write_schema
 
     home = folder / f"echo-{slots}"
-    (home / ".cog").mkdir(parents=True)
-    (home / ".cog" / "openapi_schema.json").write_text(json.dumps(openapi_schema(Predictor)))
-    (home / "echo.py").write_text(ECHO.format(root=str(ROOT), kind="async def" if slots > 1 else "def"))
+    home.mkdir()
+    write_schema(home / ".cog" / "openapi_schema.json")
+    (home / "echo.py").write_text(ECHO.format(root=str(ROOT)))
     environment = {"COG_PREDICT_TYPE_STUB": "echo.py:Predictor", "COG_MAX_CONCURRENCY": str(slots)}
     command = ["-m", "cog.server.http", "--host", "127.0.0.1"]
-    name = f"echo, {slots} slots" if slots > 1 else "echo"
+    name = f"echo, {slots} slots" if slots > 1 else "echo, 1 slot"
     return CogServer(name, command, home, folder / f"{name}.log", **environment)

@@ -42,7 +42,7 @@ COMMANDS = {
 }
 SERVERS = {
     "Cog, no model": (["-m", "cog.server.http", "--host", "127.0.0.1"], "/health-check"),
-    "server": ([str(ROOT / "serve.py")], "/health-check"),
+    "server": (["-m", "serving"], "/health-check"),
     "demo": ([str(ROOT / "demo" / "app.py"), "--model", MODEL], "/"),
 }
 
@@ -66,6 +66,7 @@ def until_ready(arguments: list[str], page: str, folder: str) -> tuple[float, fl
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     environment = os.environ | {"PORT": port, "PATH": path, "COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
     if "cog.server.http" not in arguments:
+        environment["PYTHONPATH"] = str(ROOT)
         arguments = [*arguments, "--port", port]
         environment["COG_WEIGHTS"] = str(ROOT / "convmixer" / "assets" / f"{MODEL}.safetensors")
     start = time.perf_counter()

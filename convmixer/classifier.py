@@ -14,7 +14,7 @@ from . import zoo
 from .bulk import prepared
 from .engine import find_device, open_engine
 from .explain import HeatMap, class_activation_map
-from .images import ImageError, load_image
+from .images import ImageError, load_image, read_all
 from .preprocessing import crop_box, preprocess
 from .readers import as_array, release
 from .weights import Checkpoint
@@ -198,9 +198,11 @@ class Classifier:
         return load_image(image, target_size=target_size, allow_truncated=self.allow_truncated)
 
     def _look(self, image) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-        """The decoded picture, its last feature map (dim, h, w), and its scores (classes,)."""
+        """The picture to show; of what `prepare` gives, the last feature map (dim, h, w) and the scores (classes,)."""
+        if hasattr(image, "read"):
+            image = read_all(image)  # for it is read twice, each time at the size that suits
         picture = self._load(image, self.heatmap_side)
-        logits, features = self.engine.run(preprocess(picture, self.preprocessing)[None], stages=1)
+        logits, features = self.engine.run(self.prepare(image)[None], stages=1)
         return picture, features[0, 0], _softmax(logits)[0]
 
     def _heatmap(self, picture: Image.Image, features: np.ndarray, index: int) -> HeatMap:

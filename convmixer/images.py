@@ -72,7 +72,7 @@ def _open(source) -> tuple[BinaryIO, str]:
         name = "".join(character if character.isprintable() else "?" for character in path)
         return _open_file(path, name[-300:]), name[-300:]
     if hasattr(source, "read"):
-        source = _read_all(source)
+        source = read_all(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(bytes(source)), "the picture"
     kind = type(source).__name__
@@ -91,7 +91,8 @@ def _open_file(path: str, name: str) -> BinaryIO:
     raise ImageError(f"{name} is {kind}; give the path of a picture file")
 
 
-def _read_all(file) -> bytes:
+def read_all(file) -> bytes:
+    """The content of a binary file object, from its start where it can go back there. Raises ImageError."""
     try:
         with contextlib.suppress(AttributeError, OSError):  # a pipe cannot go back to its start
             file.seek(0)

@@ -2,23 +2,24 @@
 
     python docs/client.py dog.jpg cat.jpg [--server http://127.0.0.1:5000]
 
-The server has no queue: while it is busy it answers 409, and the client has to come back. A server that is still
-starting, or starting again, refuses the connection or answers 503, which is treated the same.
+The server has no queue: while all its slots are busy it answers 409, and the client has to come back. A server that is
+still starting, or starting again, refuses the connection or answers 503, which is treated the same.
 """
 
 import argparse
 import base64
+import contextlib
 import http.client
 import json
 import random
+import re
 import sys
 import time
 import urllib.error
 import urllib.request
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25  # seconds; an answer of a small model takes about the first
-# Cog cancels by raising an exception in a thread, and where there are several slots it can be a neighbour's: a request
-# that nobody cancelled ends with one of these, and no reason behind it.
+# What Cog says, with no reason behind it, of a request that was hit by the cancellation of another one.
 STRAY = ("CancelationException: ", "Input validation error: ")
 
 
@@ -37,11 +38,13 @@ def classify(picture: bytes, server: str = "http://127.0.0.1:5000", *, within: f
 
 def ask(body: bytes, server: str, *, within: float = 60) -> dict:
     """`classify` for a request that is already written as JSON."""
-    request = urllib.request.Request(f"{server}/predictions", body, {"Content-Type": "application/json"})
+    address = (server if "://" in server else f"http://{server}").rstrip("/")
+    request = urllib.request.Request(f"{address}/predictions", body, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(_Handler)
     end, pause = time.monotonic() + within, FIRST_PAUSE
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=max(0.001, end - time.monotonic())) as response:
+            with opener.open(request, timeout=max(0.001, end - time.monotonic())) as response:
                 answer = json.load(response)
             reason = answer.get("error") or f"the prediction was {answer['status']}"
             if answer["status"] != "canceled" and not reason.endswith(STRAY):
@@ -55,12 +58,25 @@ def ask(body: bytes, server: str, *, within: float = 60) -> dict:
         # Clients that were turned away together must not come back together: hence a random part of the pause.
         wait = pause * random.uniform(0.5, 1)
         if time.monotonic() + wait > end:
-            raise ServerError(f"no answer from {server} within {within:g} seconds, at last: {reason}")
+            raise ServerError(f"no answer from {address} within {within:g} seconds, at last: {reason}")
         time.sleep(wait)
         pause = min(1.5 * pause, LONGEST_PAUSE)
     if answer["status"] != "succeeded":  # a prediction that failed comes with the code 200
-        raise ServerError(reason)
+        raise ServerError(re.sub(r"^((Async p|P)rediction failed: )*(\w+Error: )?", "", reason))
     return answer["output"]
+
+
+class _Connection(http.client.HTTPConnection):
+    """Goes on to the answer where the server closes before it has read the whole request: it says 413 then."""
+
+    def endheaders(self, message_body=None, **options) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            super().endheaders(message_body, **options)
+
+
+class _Handler(urllib.request.HTTPHandler):
+    def http_open(self, request):
+        return self.do_open(_Connection, request)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ def name(pid: int) -> str:
     """What a process of Cog's server is, from its command line."""
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-        kinds = {"serve.py": "serve.py", "cog.server": "server", "decod": "decoder", "watchdog": "watchdog"}
+        kinds = {"-m serving": "supervisor", "cog.server": "server", "decod": "decoder", "watcher": "watcher"}
         return next((kind for part, kind in kinds.items() if part in words), "worker")
     return "gone"
 

@@ -7,8 +7,8 @@
 A case is made of the seed and its number alone, so it is the same on every machine with the same versions of the
 libraries that make the valid pictures. Pictures and checkpoints are read in a process of their own, under a limit of
 memory and of time; one that crashes or hangs is a failure like any other, and the next case has a new process. Requests
-go to Cog's own server, which serve.py starts. Each failure is one line with the file of the offending bytes and the
-command that repeats it. The exit code is 1 if there was a failure.
+go to Cog's own server, which `python -m serving` starts. Each failure is one line with the file of the offending bytes
+and the command that repeats it. The exit code is 1 if there was a failure.
 """
 
 import sys

@@ -5,35 +5,31 @@ which it happens, and Cog never replaces its worker. Here that costs one request
 takes the place of the one that ended. This contains accidents; it is no sandbox for code that takes a process over.
 """
 
+import asyncio
 import contextlib
-import itertools
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .decoding import HELLO, MAX_MESSAGE, MESSAGE, PIXELS, REPLY, REQUEST, answer, task_of
+import numpy as np
+from PIL import Image
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
+from convmixer.images import ImageError
+from convmixer.preprocessing import Preprocessing
 
-    from convmixer.preprocessing import Preprocessing
+from . import RequestError, one_line
+from .decoding import MAX_MESSAGE, MAX_SHOWN_SIDE, MESSAGE, REPLY
+from .watcher import log
 
 ROOT = str(Path(__file__).resolve().parents[1])
 # 64 million pixels take 0.7 to 1.5 GB, with the format (16-bit greys and lossless WebP the most).
 MEMORY = 2 * 2**30
 SECONDS = 30.0  # the slowest picture within the limits takes five on a core of its own
-START_SECONDS = 30.0
-RETRY_SECONDS = 10.0  # before a process that would not start is tried again
-CLOSE_SECONDS = 5.0
-POLL_SECONDS = 0.05  # how soon a request that is cancelled while it waits here notices
+PATIENCE = 5.0  # seconds more, in which the process should have ended itself
 # One thread and one heap: many of either would count against the limit of memory, and gain nothing here. The heap keeps
 # up to 128 MB between two pictures: fresh memory from the system costs as much time as the decoding of a photograph.
 ENVIRONMENT = {
@@ -43,251 +39,115 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
 }
 CODE = "import sys; sys.path.insert(0, sys.argv[1]); from serving.decoding import main; main(*sys.argv[2:])"
-ADVICE = "save it again in another format"
 
 
 class Decoder:
-    """A pool of processes that decode pictures. Its methods may be called from any number of threads.
+    """A pool of ``size`` processes that decode pictures; each starts when it is needed, the first one at once.
 
-    size: how many pictures are decoded at once.
-    memory: bytes that one process may use.
-    seconds: time for one picture, after which it is given up.
-
-    A process that ends is replaced. Where none can be started, which one line in the server's log says, pictures are
-    decoded in the calling process, as without a pool, and every RETRY_SECONDS it is tried again.
+    memory: bytes that one process may use. seconds: time for one picture, after which it is given up.
     """
 
     def __init__(self, size: int = 1, *, memory: int = MEMORY, seconds: float = SECONDS):
-        self._children = [_Child(memory, seconds) for _ in range(size)]
-        self._turns = itertools.count()
-        self._finalizer = weakref.finalize(self, _close, self._children)
+        self.children = [_Child(memory, seconds) for _ in range(size)]
+        self._free: asyncio.LifoQueue[_Child] = asyncio.LifoQueue()  # the last one used is the first used again
+        for child in reversed(self.children):
+            self._free.put_nowait(child)
+        with contextlib.suppress(OSError):  # the first picture says so
+            self.children[0].start()
 
-    def start(self) -> None:
-        """Start the processes, and do not wait for them. Without this, the first requests start them."""
-        for child in self._children:
-            with child.lock:
-                child.start()
+    async def decode(
+        self, picture: str | bytes, preprocessing: Preprocessing, shown_at: int | None = None
+    ) -> tuple[np.ndarray, Image.Image | None]:
+        """What the network sees of an encoded picture, or of a data URI: uint8 (size, size, 3), by resize_and_crop; and
+        with ``shown_at`` what load_image gives for that ``target_size``, scaled to MAX_SHOWN_SIDE.
+
+        Raises ImageError, one line for whoever sent the picture, and RequestError where no process can be started. A
+        caller that is cancelled leaves its picture to be decoded to the end.
+        """
+        child = await self._free.get()
+        task = asyncio.create_task(child.ask(picture, preprocessing, shown_at))
+        task.add_done_callback(lambda _: self._free.put_nowait(child))
+        width, height, content = await asyncio.shield(task)
+        side = preprocessing.size
+        pixels = np.frombuffer(content, np.uint8, side * side * 3).reshape(side, side, 3)
+        return pixels, shown_at and Image.frombytes("RGB", (width, height), memoryview(content)[pixels.size :])
 
     def close(self) -> None:
-        """End the processes; a picture that is being decoded comes first if it takes less than CLOSE_SECONDS."""
-        self._finalizer()
-
-    def prepare(self, picture: bytes, preprocessing: "Preprocessing") -> "np.ndarray":
-        """What Classifier.prepare makes of an encoded picture, bit for bit: normalised float32 (3, size, size).
-
-        Raises ImageError, whose message is one line for whoever sent the picture.
-        """
-        import numpy as np
-
-        from convmixer.preprocessing import normalise
-
-        side = preprocessing.size
-        _, _, pixels = self._decode(picture, preprocessing.resize, preprocessing)
-        return normalise(np.frombuffer(pixels, np.uint8).reshape(side, side, 3), preprocessing)
-
-    def load(self, picture: bytes, target_size: int | None = None) -> "Image.Image":
-        """What load_image makes of an encoded picture, bit for bit: an RGB image. Raises ImageError as prepare does."""
-        from PIL import Image
-
-        width, height, pixels = self._decode(picture, target_size, None)
-        return Image.frombytes("RGB", (width, height), pixels)
-
-    def _decode(self, picture: bytes, target_size: int | None, preprocessing: "Preprocessing | None") -> tuple:
-        """(width, height, RGB pixels): the whole picture, or what the network sees of it. Raises ImageError."""
-        from convmixer.images import ImageError
-
-        task, side = task_of(target_size, preprocessing), preprocessing and preprocessing.size
-        turn = next(self._turns) % len(self._children)
-        children = self._children[turn:] + self._children[:turn]
-        child = next((each for each in children if not each.lock.locked()), children[0])
-        try:
-            kind, width, height, content = child.ask(task, side, picture)
-        except _Ended as ended:
-            raise ImageError(str(ended)) from None
-        if kind == MESSAGE:
-            raise ImageError(_one_line(content))
-        return width, height, content
-
-
-class _Ended(Exception):
-    """The process ended before it answered; the message is the line for whoever sent the picture."""
-
-
-class _NotStarted(Exception):
-    """There is no process, and why."""
+        """End the processes."""
+        for child in self.children:
+            child.stop()
 
 
 class _Child:
-    """One place in the pool: its process, if there is one, and the lock that whoever talks to it holds.
-
-    Cog cancels a request by an exception that can appear anywhere in its code. It must neither take the place out of
-    the pool nor leave an answer for the next request. Hence the plain lock, which `with` always gives back, and
-    ``busy``, which stays true unless a whole answer was read: the next request then starts with a new process.
-    """
+    """One place in the pool, with its process if there is one."""
 
     def __init__(self, memory: int, seconds: float):
         self.memory, self.seconds = memory, seconds
-        self.lock = threading.Lock()
         self.process: subprocess.Popen | None = None
         self.socket: socket.socket | None = None
-        self.is_ready = self.busy = False
-        self.retry_at = 0.0
-
-    def ask(self, task: bytes, side: int | None, picture: bytes) -> tuple[int, int, int, bytearray]:
-        """The reply, as in serving/decoding.py: (kind, width, height, content). Raises _Ended.
-
-        side: of the square that was asked for, in pixels; None if the whole picture was.
-        """
-        with self.lock:
-            try:
-                self._make_ready()
-            except _NotStarted as reason:
-                self._give_up_for_now(reason)
-                header, content = answer(task, picture)
-                return *REPLY.unpack(header), bytearray(content)
-            try:
-                self.busy = True
-                reply = self._exchange(task, side, picture)
-                self.busy = False
-                return reply
-            except OSError as error:
-                is_late = isinstance(error, TimeoutError)
-                status = self.stop(patience=0 if is_late else 1)
-                _log(f"decoder process: {_ending(status)} while it decoded a picture of {len(picture):,} bytes")
-                self.start()
-                raise _Ended(self._line(-signal.SIGALRM if is_late else status)) from None
-            except BaseException:  # the request was cancelled: what the process is doing is of no use
-                self.stop()
-                self.start()
-                raise
 
     def start(self) -> None:
-        """Start the process; whether it could be is found out by the next request."""
-        self.is_ready = self.busy = False
-        with contextlib.suppress(OSError):
-            self.socket, theirs = socket.socketpair()
-            self.socket.settimeout(POLL_SECONDS)
-            with theirs:
-                arguments = [ROOT, str(theirs.fileno()), str(self.memory), str(self.seconds)]
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", CODE, *arguments],
-                    stdin=subprocess.PIPE,  # by which it notices that this process has ended
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    env=os.environ | ENVIRONMENT,
-                )
+        """Start a process, and do not wait for it. Raises OSError."""
+        self.socket, theirs = socket.socketpair()
+        self.socket.setblocking(False)
+        with theirs:
+            command = [sys.executable, "-c", CODE, ROOT, *map(str, (theirs.fileno(), self.memory, self.seconds))]
+            pipes = {"stdin": subprocess.PIPE, "pass_fds": [theirs.fileno()]}  # by the first it notices our end
+            self.process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, **pipes)
 
     def stop(self, patience: float = 0) -> int:
         """End the process, in ``patience`` seconds unless it does so itself. Gives its exit status, as Popen does."""
         process, self.process = self.process, None
-        if self.socket:
-            self.socket.close()
         if process is None:
             return 0
+        self.socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            if patience:
-                process.wait(patience)
+            process.wait(patience)
         process.kill()
         process.stdin.close()
         return process.wait()
 
-    def _make_ready(self) -> None:
-        """See to it that a process waits for a request. Raises _NotStarted."""
-        is_gone = self.process is None or self.process.poll() is not None
-        if is_gone and time.monotonic() < self.retry_at:
-            raise _NotStarted
-        if is_gone or self.busy:
+    async def ask(self, *request) -> tuple[int, int, bytearray]:
+        """(width, height, content) of the reply to the arguments of `decoding.answer`. Raises as `Decoder.decode`."""
+        if self.process is None or self.process.poll() is not None:
             self.stop()
-            self.start()
-        if self.process is None:
-            raise _NotStarted("it cannot be created")
-        if self.is_ready:
-            return
-        try:
-            self.is_ready = self._receive(len(HELLO), time.monotonic() + START_SECONDS) == HELLO
-        except TimeoutError:
-            self.stop()
-            raise _NotStarted(f"it was not ready after {START_SECONDS:g} seconds") from None
-        except OSError:
-            raise _NotStarted(_ending(self.stop(patience=1))) from None
-
-    def _give_up_for_now(self, reason: _NotStarted) -> None:
-        if str(reason):
-            self.retry_at = time.monotonic() + RETRY_SECONDS
-            _log(f"decoder process: {reason}; pictures are decoded in the server's own process until it can be started")
-
-    def _exchange(self, task: bytes, side: int | None, picture: bytes) -> tuple[int, int, int, bytearray]:
-        """Send one request and read the whole reply. Raises OSError if the process ends or is of no use any more."""
-        from convmixer.images import MAX_PIXELS
-
-        deadline = time.monotonic() + self.seconds + 5  # its own alarm should come first
-        for part in (REQUEST.pack(len(task), len(picture)) + task, picture):
-            self._send(part, deadline)
-        kind, width, height = REPLY.unpack(self._receive(REPLY.size, deadline))
-        if kind == PIXELS:
-            size, limit = width * height * 3, MAX_PIXELS * 3
-        else:
-            size, limit = width, MAX_MESSAGE
-        # Who knows who speaks, after a picture that was made to take the process over.
-        if not 0 < size <= limit or (kind == PIXELS and side and (width, height) != (side, side)):
-            raise ConnectionError("a reply that is none")
-        return kind, width, height, self._receive(size, deadline)
-
-    def _send(self, content: bytes, deadline: float) -> None:
-        view = memoryview(content)
-        while view:
             try:
-                view = view[self.socket.send(view) :]
-            except TimeoutError:  # every POLL_SECONDS, when a cancelling exception may also appear
-                if time.monotonic() > deadline:
-                    raise
+                self.start()
+            except OSError as error:
+                log(f"decoder process: it cannot be started: {error}")
+                raise RequestError("the server has no room for a picture at the moment; send it again") from error
+        try:
+            async with asyncio.timeout(self.seconds + PATIENCE):
+                await asyncio.get_running_loop().sock_sendall(self.socket, pickle.dumps(request))
+                kind, width, height = REPLY.unpack(await self._receive(REPLY.size))
+                size = width if kind == MESSAGE else 3 * (request[1].size ** 2 + width * height)
+                # Who knows who speaks, after a picture that was made to take the process over.
+                if size > MAX_MESSAGE if kind == MESSAGE else max(width, height) > MAX_SHOWN_SIDE:
+                    raise ConnectionError("a reply that is none")
+                content = await self._receive(size)
+        except OSError as error:
+            is_late = isinstance(error, TimeoutError)
+            status = await asyncio.to_thread(self.stop, 0 if is_late else 1)
+            ending = f"signal {-status}, {signal.strsignal(-status)}," if status < 0 else f"status {status}"
+            log(f"decoder process: ended by {ending} while it decoded {len(request[0]):,} bytes")
+            with contextlib.suppress(OSError):  # the next picture says so
+                self.start()
+            reason = "could not be decoded: the decoder crashed;"
+            if is_late or status == -signal.SIGALRM:
+                reason = f"took more than {self.seconds:g} seconds to decode; make it smaller or"
+            elif status == -signal.SIGKILL:
+                reason = "could not be decoded: memory ran out; make it smaller or"
+            raise ImageError(f"the picture {reason} save it again in another format") from None
+        if kind == MESSAGE:
+            raise ImageError(one_line(content.decode(errors="replace")))
+        return width, height, content
 
-    def _receive(self, size: int, deadline: float) -> bytearray:
+    async def _receive(self, size: int) -> bytearray:
         content = bytearray(size)
         view = memoryview(content)
         while view:
-            try:
-                count = self.socket.recv_into(view)
-            except TimeoutError:
-                if time.monotonic() > deadline:
-                    raise
-                continue
+            count = await asyncio.get_running_loop().sock_recv_into(self.socket, view)
             if count == 0:
                 raise ConnectionResetError("closed")
             view = view[count:]
         return content
-
-    def _line(self, status: int) -> str:
-        """What whoever sent the picture is told."""
-        if status == -signal.SIGALRM:
-            return f"the picture took more than {self.seconds:g} seconds to decode; make it smaller or {ADVICE}"
-        if status == -signal.SIGKILL:
-            return f"the picture could not be decoded: memory ran out; make it smaller or {ADVICE}"
-        return f"the picture could not be decoded: the decoder crashed; {ADVICE}"
-
-
-def _ending(status: int) -> str:
-    """An exit status in words."""
-    if status >= 0:
-        return f"ended with status {status}"
-    with contextlib.suppress(ValueError):
-        return f"ended by {signal.Signals(-status).name}"
-    return f"ended by signal {-status}"
-
-
-def _one_line(content: bytes) -> str:
-    text = " ".join(content.decode(errors="replace").split())
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _close(children: list[_Child]) -> None:
-    for child in children:
-        is_mine = child.lock.acquire(timeout=CLOSE_SECONDS)
-        child.stop()
-        if is_mine:
-            child.lock.release()
-
-
-def _log(line: str) -> None:
-    # sys.stderr would be the log of one prediction, which Cog may send to the client.
-    print(line, file=sys.__stderr__, flush=True)

@@ -1,61 +1,49 @@
-"""The process that decodes pictures: started by serving/decoder.py, which also says why there is one.
+"""The process that decodes pictures, until the one that started it ends; serving/decoder.py says why there is one.
 
-It reads requests from a socket and answers each in turn:
+It reads requests from a socket, each a pickle of the arguments of `answer`, and sends a reply for each:
 
-    request  REQUEST: the length of the task and of the picture; the task, from task_of; the picture as it came
-    reply    REPLY: kind, width, height; then width * height RGB pixels, or width bytes of a message
-
-It does not import PyTorch, and ends as soon as the process that started it does.
+    REPLY: kind, width, height; then for PIXELS what the network sees, size * size RGB pixels, and after it
+    width * height RGB pixels to show; for MESSAGE width bytes of text
 """
 
+import binascii
 import contextlib
 import fcntl
-import functools
-import json
 import os
+import pickle
 import resource
 import signal
 import socket
 import struct
-from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
-if TYPE_CHECKING:
-    from convmixer.preprocessing import Preprocessing
+from convmixer.images import ImageError, load_image
+from convmixer.preprocessing import Preprocessing, resize_and_crop
 
-REQUEST = struct.Struct("<IQ")
 REPLY = struct.Struct("<BII")
 PIXELS, MESSAGE = 0, 1  # kinds of reply
 MAX_MESSAGE = 1000  # bytes
-HELLO = b"!"  # sent once, when it can take requests
+MAX_SHOWN_SIDE = 2048  # of a picture to show, in pixels
 
 
 def main(descriptor: str, memory: str, seconds: str) -> None:
     """Answer the requests that come from a socket, by its number, until there are no more. See Decoder for the rest."""
     confine(int(memory))
-    from convmixer import images, preprocessing  # noqa: F401  the slow part, before the first request
-
     connection = socket.socket(fileno=int(descriptor))
-    connection.sendall(HELLO)
-    silence()
-    with contextlib.suppress(ConnectionError), connection.makefile("rb") as stream:
-        while header := stream.read(REQUEST.size):
-            task_size, picture_size = REQUEST.unpack(header)
-            task = stream.read(task_size)
-            picture = stream.read(picture_size)
+    for output in (1, 2):  # what native decoders print about broken pictures
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    with contextlib.suppress(ConnectionError, EOFError), connection.makefile("rb") as stream:
+        while request := pickle.load(stream):
             # The kernel ends this process when the time is up, whatever code it is in.
             signal.setitimer(signal.ITIMER_REAL, float(seconds))
-            head, content = answer(task, picture)
+            reply = answer(*request)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            del picture
-            connection.sendall(head)
-            connection.sendall(content)
-            del content  # up to 192 MB, which nobody needs while this process waits
+            del request
+            connection.sendall(reply)
 
 
 def confine(memory: int) -> None:
     """Give this process its limits."""
-    for ending in (signal.SIGALRM, signal.SIGIO):
-        signal.signal(ending, signal.SIG_DFL)
     for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group, while a request is still to be answered
         signal.signal(ignored, signal.SIG_IGN)
     # Standard input is a pipe into which nobody writes: all that happens to it is that its other end, the parent,
@@ -71,45 +59,34 @@ def confine(memory: int) -> None:
         file.write("1000")
 
 
-def silence() -> None:
-    """Keep what native decoders print about broken pictures out of the server's log."""
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
-
-
-def answer(task: bytes, picture: bytes) -> tuple[bytes, bytes]:
-    """The two parts of a reply to what `task_of` gave and an encoded picture."""
-    from convmixer.images import ImageError, load_image
-    from convmixer.preprocessing import resize_and_crop
-
-    target_size, preprocessing = _read_task(task)
+def answer(picture: str | bytes, preprocessing: Preprocessing, shown_at: int | None) -> bytes:
+    """The reply about an encoded picture, or a data URI of one; to be shown, it is read at the side ``shown_at``."""
     try:
-        image = load_image(picture, target_size=target_size)
-        if preprocessing:
-            image = resize_and_crop(image, preprocessing)
-        return REPLY.pack(PIXELS, *image.size), image.tobytes()
+        picture = content_of(picture) if isinstance(picture, str) else picture
+        pixels = resize_and_crop(load_image(picture, target_size=preprocessing.resize), preprocessing).tobytes()
+        if shown_at is None:
+            return REPLY.pack(PIXELS, 0, 0) + pixels
+        shown = load_image(picture, target_size=shown_at)
+        shown.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE))
+        return REPLY.pack(PIXELS, *shown.size) + pixels + shown.tobytes()
     except ImageError as error:
         text = str(error)
     except MemoryError:
         text = "the picture needs too much memory to decode; make it smaller and try again"
     message = text.encode(errors="replace")[:MAX_MESSAGE]
-    return REPLY.pack(MESSAGE, len(message), 0), message
+    return REPLY.pack(MESSAGE, len(message), 0) + message
 
 
-@functools.lru_cache
-def task_of(target_size: int | None, preprocessing: "Preprocessing | None") -> bytes:
-    """What is to be done with pictures, as JSON: how load_image reads them, and what they are resized and cropped to.
-
-    Without ``preprocessing`` it is the whole picture that is asked for.
-    """
-    return json.dumps([target_size, preprocessing and preprocessing.to_dict()]).encode()
-
-
-@functools.lru_cache
-def _read_task(task: bytes) -> tuple[int | None, "Preprocessing | None"]:
-    """The inverse of task_of. Both are kept, because all pictures of one model have the same."""
-    from convmixer.preprocessing import Preprocessing
-
-    target_size, preprocessing = json.loads(task)
-    return target_size, preprocessing and Preprocessing.from_dict(preprocessing)
+def content_of(uri: str) -> bytes:
+    """What is in a data URI, in base64 of any kind (padded or not, URL-safe, in lines) or not. Raises ImageError."""
+    head, comma, payload = uri.partition(",")
+    if not comma:
+        raise ImageError("image is a data URI without a comma; send data:image/png;base64,...")
+    content = unquote_to_bytes(payload)
+    if not head.rstrip().lower().endswith(";base64"):
+        return content
+    content = content.translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n").rstrip(b"=")
+    try:
+        return binascii.a2b_base64(content + b"=" * (-len(content) % 4), strict_mode=True)
+    except binascii.Error as error:
+        raise ImageError(f"image is damaged base64 ({error}); send it again") from error

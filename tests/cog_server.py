@@ -78,31 +78,34 @@ def write_weights(path: Path) -> None:
 
 
 class Server:
-    """`python serve.py` with ``arguments``, started in another folder, with weights and temporary files in ``folder``.
+    """`python -m serving` with ``arguments``, started in another folder; weights and temporary files are in ``folder``.
 
     Once it is ready the weights are gone: whatever it answers, it answers with the model that setup loaded.
     """
 
-    def __init__(self, folder: Path, *arguments: object):
+    def __init__(self, folder: Path, *arguments: object, host: str = "127.0.0.1", **environment: str):
         self.folder, self.temporary, self.log = folder, folder / "tmp", folder / "log"
         self.temporary.mkdir()
         weights = folder / "model.safetensors"
         write_weights(weights)
         self.classifier = Classifier(str(weights))
+        self.host = host
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             self.port = probe.getsockname()[1]
-        environment = os.environ | {
+        environment = os.environ | environment
+        environment |= {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
             "COG_WEIGHTS": weights.name,
             "CONVMIXER_CACHE": "cache",
             "TMPDIR": str(self.temporary),
             "https_proxy": "http://127.0.0.1:9",  # nothing can be downloaded, whether there is a network or not
-            "no_proxy": "127.0.0.1",
+            "no_proxy": "127.0.0.1,127.0.0.2",
         }
         self.started = time.time()
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, ROOT / "serve.py", "--port", str(self.port), *map(str, arguments)],
+                [sys.executable, "-m", "serving", "--host", host, "--port", str(self.port), *map(str, arguments)],
                 cwd=folder,
                 env=environment,
                 stdout=log,
@@ -133,7 +136,7 @@ class Server:
 
     def request(self, method: str, path: str, body: object = None) -> tuple[int, str]:
         """The status code and the text of one answer, none of which may give away anything about the server."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
         content = body if isinstance(body, bytes) else json.dumps(body)
         connection.request(method, path, content, {"Content-Type": "application/json"})
         with contextlib.closing(connection), connection.getresponse() as response:

@@ -36,7 +36,7 @@ SAYS = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+    server = Server(tmp_path_factory.mktemp("server"), "--slots", 1)
     yield server
     server.kill()
 
@@ -85,10 +85,19 @@ def test_a_busy_server_is_asked_again(server):
 
 
 def test_a_failed_prediction_is_told_in_the_servers_line(server):
-    with pytest.raises(
-        ServerError, match=r"ImageError: the picture cannot be read as a picture; supported formats are .*TGA$"
-    ):
+    with pytest.raises(ServerError, match=r"^the picture cannot be read as a picture; supported formats are .*TGA$"):
         classify(b"no picture at all", url(server))
+
+
+def test_a_file_that_is_too_large_gets_the_servers_line_at_once(server):
+    """The server closes before it has read it all."""
+    with pytest.raises(ServerError, match=r"^the server refuses the request: 413 "):
+        classify(bytes(80 * 2**20), url(server), within=PATIENCE)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "127.0.0.1:{}/", "http://127.0.0.1:{}/", "HTTP://127.0.0.1:{}"])
+def test_an_address_may_lack_its_scheme_and_have_a_slash(server, form):
+    server.expect(classify(PICTURE, form.format(server.port)), PICTURE)
 
 
 def test_a_wrong_input_is_not_sent_twice(server):
@@ -161,5 +170,4 @@ def test_the_command_line(server, tmp_path):
     assert run.returncode == 1
     assert run.stdout == f"good.png: {best.label}, {best.score:.2%}\n"
     (line,) = run.stderr.splitlines()
-    assert line.startswith("client.py: bad.png: ")
-    assert "the picture cannot be read as a picture; supported formats are" in line
+    assert line.startswith("client.py: bad.png: the picture cannot be read as a picture; supported formats are")

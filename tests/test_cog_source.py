@@ -7,7 +7,6 @@ import ast
 import fnmatch
 import inspect
 import io
-import json
 import shutil
 import subprocess
 import tokenize
@@ -18,8 +17,8 @@ import pytest
 import yaml
 
 import predict
-import serve
 from convmixer import zoo
+from serving.__main__ import SLOTS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = (ROOT / "predict.py").read_text()
@@ -73,7 +72,8 @@ def test_cog_reads_from_the_text_what_python_finds_when_it_runs():
     inputs = parsed_inputs()
     assert list(inputs) == list(parameters)[1:] == ["image", "model", "top_k", "heatmap"]
     for name, parsed in inputs.items():
-        assert ast.unparse(parsed.pop("annotation")) in {"Path", "str", "int", "float", "bool"}
+        annotation = ast.unparse(parsed.pop("annotation"))
+        assert annotation == ("Path" if name == "image" else parameters[name].annotation.__name__)
         field = parameters[name].default
         found = {key: literal(value, constants) for key, value in parsed.items()}
         assert found == {key: value for key, value in vars(field).items() if value is not None}
@@ -86,7 +86,9 @@ def test_every_input_has_a_description_that_cog_can_read():
 
 def test_no_comment_stands_in_a_list_of_choices():
     (node,) = (
-        node for node in ast.parse(SOURCE).body if isinstance(node, ast.Assign) and node.targets[0].id == "MODELS"
+        node
+        for node in ast.parse(SOURCE).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODELS"
     )
     assert "#" not in ast.get_source_segment(SOURCE, node)
 
@@ -98,73 +100,18 @@ def test_the_output_is_of_types_that_cog_knows():
         for name in ("Prediction", "Output")
     }
     assert fields["Prediction"] == {"label": "str", "index": "int", "score": "float"}
-    assert fields["Output"] == {"model": "str", "predictions": "list[Prediction]", "heatmap": "Optional[Path]"}
+    about = dict.fromkeys(("model", "engine", "precision"), "str")
+    assert fields["Output"] == about | {"predictions": "list[Prediction]", "heatmap": "Optional[Path]"}
 
 
-# The description of the API, in the form that Cog's command line gives it.
+def test_the_container_gets_slots_from_a_number_in_the_text():
+    (run,) = (node for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.AsyncFunctionDef))
+    assert [ast.unparse(decorator) for decorator in run.decorator_list] == [f"concurrent(max={SLOTS})"]
 
 
-def test_the_inputs_are_described_as_cog_does():
-    schemas = serve.openapi_schema(predict.Predictor)["components"]["schemas"]
-    found = schemas["Input"]
-    descriptions = [field.pop("description") for field in found["properties"].values()]
-    assert all(descriptions)
-    assert found == {
-        "title": "Input",
-        "type": "object",
-        "required": ["image"],
-        "properties": {
-            "image": {"title": "Image", "type": "string", "format": "uri", "x-cog-accept": "image/*", "x-order": 0},
-            "model": {"allOf": [{"$ref": "#/components/schemas/model"}], "default": "auto", "x-order": 1},
-            "top_k": {"title": "Top K", "type": "integer", "default": 5, "minimum": 1, "maximum": 100, "x-order": 2},
-            "heatmap": {"title": "Heatmap", "type": "boolean", "default": False, "x-order": 3},
-        },
-    }
-    enumeration = {"title": "model", "description": "An enumeration.", "type": "string", "enum": predict.MODELS}
-    assert schemas["model"] == enumeration
-
-
-def test_the_output_is_described_as_cog_does():
-    prediction = {
-        "type": "object",
-        "required": ["label", "index", "score"],
-        "properties": {
-            "label": {"title": "Label", "type": "string"},
-            "index": {"title": "Index", "type": "integer"},
-            "score": {"title": "Score", "type": "number"},
-        },
-    }
-    assert serve.openapi_schema(predict.Predictor)["components"]["schemas"]["Output"] == {
-        "title": "Output",
-        "type": "object",
-        "required": ["model", "predictions"],
-        "properties": {
-            "model": {"title": "Model", "type": "string"},
-            "predictions": {"title": "Predictions", "type": "array", "items": prediction},
-            "heatmap": {"title": "Heatmap", "type": "string", "format": "uri", "nullable": True},
-        },
-    }
-
-
-def test_every_reference_leads_somewhere():
-    def references(value) -> typing.Iterator[str]:
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            if key == "$ref":
-                yield inner
-            elif isinstance(inner, dict | list):
-                yield from references(inner)
-
-    schema = serve.openapi_schema(predict.Predictor)
-    known = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
-    assert set(references(schema)) <= known
-
-
-def test_the_description_can_be_written_without_a_server(monkeypatch, tmp_path):
-    path = tmp_path / "new" / "openapi_schema.json"
-    monkeypatch.setattr(serve, "SCHEMA_FILE", path)
-    serve.main(["--write-schema-only"])
-    assert json.loads(path.read_text()) == serve.openapi_schema(predict.Predictor)
-    assert list(path.parent.iterdir()) == [path]
+def test_cog_hands_the_picture_over_as_the_text_that_came():
+    """What it takes for a Path it would fetch and decode itself; see the end of predict.py."""
+    assert typing.get_type_hints(predict.Predictor().run)["image"] is str
 
 
 # cog.yaml and the build.

@@ -3,11 +3,9 @@
 import contextlib
 import io
 import json
-import os
 import pickle
 import socket
 import struct
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +23,6 @@ from convmixer.weights import load_checkpoint
 from fuzz import checkpoints, files, pictures, requests
 from fuzz.child import Child
 from fuzz.run import main
-from serving.leftovers import delete_empty
-from serving.stuck import is_busy, is_running
 
 
 @pytest.fixture
@@ -283,88 +279,3 @@ def test_clients_that_leave_at_once_do_not_block_the_server(server):
                 pass
         wait_until(lambda: server.status() == "READY")
     server.expect(server.output(image=GOOD), PICTURE)
-
-
-WATCHED = """
-import sys, time
-from serving.stuck import Unsticker
-def run(): time.sleep(3)
-unsticker = Unsticker(run, seconds=1, every=0.1)
-unsticker.start()
-if sys.argv[1] == "in run": run()
-for _ in range(30):
-    time.sleep(0.1)
-    unsticker.begun += sys.argv[1] == "answering"
-print("not killed")
-"""
-
-
-def test_a_worker_whose_server_lost_its_slot_ends_itself(python, tmp_path):
-    server = Server(tmp_path)
-    try:
-        environment = {"env": os.environ | {"PORT": str(server.port)}}
-        assert not is_busy(server.port) and not is_busy(9)
-        assert "not killed" in python("-c", WATCHED, "idle", **environment).stdout
-        with contextlib.closing(send(server, "PUT", "/predictions/" + "x" * 300)) as connection:
-            assert b"failed" in connection.recv(10_000)  # Cog cannot make a folder of this name, and loses its slot
-        assert is_busy(server.port)
-        assert "not killed" in python("-c", WATCHED, "answering", **environment).stdout
-        run = python("-c", WATCHED, "idle", **environment)
-        assert run.returncode == -9 and run.stdout == "" and "busy for 1 s" in run.stderr
-    finally:
-        server.kill()
-
-
-def test_a_function_that_runs_is_seen():
-    def run() -> bool:
-        return is_running(run.__code__)
-
-    assert run() and not is_running(run.__code__)
-
-
-STARTS = """
-import concurrent.futures, threading
-from serving.cancelling import start_threads_elsewhere
-starts, start = [], threading.Thread.start
-def start_and_tell(thread):
-    starts.append(threading.get_ident())
-    start(thread)
-start_threads_elsewhere()
-start_threads_elsewhere()
-threading.Thread.start = start_and_tell
-with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    print(pool.submit(lambda a, b: a + b, 1, b=2).result(), type(pool.submit(int, "x").exception()).__name__)
-print(len(starts), threading.get_ident() in starts, sum(t.name == "starts threads" for t in threading.enumerate()))
-"""
-
-
-def test_no_thread_is_started_by_the_thread_of_a_request(python):
-    run = python("-c", STARTS)
-    assert run.stdout.splitlines() == ["3 ValueError", "2 False 1"], run.stderr
-
-
-def test_setup_starts_all_that_keeps_the_server_going(python):
-    code = (
-        "import concurrent.futures, threading, predict\n"
-        "predictor = predict.Predictor()\n"
-        "predictor.setup()\n"
-        "names = [thread.name for thread in threading.enumerate()]\n"
-        "print(concurrent.futures.ThreadPoolExecutor.__module__, *names, sep='|')"
-    )
-    found = python("-c", code).stdout.strip().split("|")
-    assert found[0] == "serving.cancelling"
-    assert {"starts threads", "delete what Cog leaves", "ends a stuck server"} <= set(found)
-
-
-def test_only_old_and_empty_folders_are_deleted(tmp_path):
-    for name in ("old", "new", "full"):
-        (tmp_path / name / "inputs").mkdir(parents=True)
-        (tmp_path / name / "outputs").mkdir()
-    (tmp_path / "full" / "outputs" / "picture.png").write_bytes(b"x")
-    (tmp_path / "file").touch()
-    for name in ("old", "full", "file"):
-        os.utime(tmp_path / name, (time.time() - 100, time.time() - 100))
-    assert delete_empty(tmp_path, 50) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "new"]
-    assert (tmp_path / "full" / "outputs" / "picture.png").exists()
-    assert delete_empty(tmp_path / "missing", 50) == 0

@@ -1,109 +1,218 @@
-"""The functions of predict.py and serve.py, without a server."""
+"""predict.py in this process, without a server."""
 
+import asyncio
+import base64
+import io
 import socket
-import tempfile
+import threading
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from cog_server import GOOD, PATIENCE, PICTURE, data_uri, encoded, noise
+from PIL import Image
 
-import convmixer
 import predict
-import serve
-from convmixer import Classifier, zoo
+from convmixer import Classifier, ImageError, zoo
 from convmixer.weights import CheckpointError
+from serving import RequestError, models, watcher
 
 
 @pytest.fixture
-def own_temporary_folder(monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", None)  # setup changes it for the whole process
+def weights(monkeypatch, random_checkpoint):
+    path = random_checkpoint()
+    monkeypatch.setenv("COG_WEIGHTS", str(path))
+    monkeypatch.delenv("CONVMIXER_DOWNLOAD", raising=False)
+    monkeypatch.setenv("CONVMIXER_CACHE", str(path.parent / "cache"))
+    return path
 
 
-def test_setup_without_the_weights_that_cog_weights_names(monkeypatch, tmp_path, own_temporary_folder):
+@pytest.fixture
+def predictor(weights) -> Iterator[predict.Predictor]:
+    predictor = predict.Predictor()
+    predictor.setup()
+    yield predictor
+    predictor.decoder.close()
+
+
+def ask(predictor: predict.Predictor, image: str = GOOD, model="auto", top_k=5, heatmap=False):
+    return predictor.run(image=image, model=model, top_k=top_k, heatmap=heatmap)
+
+
+def test_setup_without_the_weights_that_cog_weights_names(monkeypatch, tmp_path):
     monkeypatch.setenv("COG_WEIGHTS", str(tmp_path / "gone.safetensors"))
+    predictor = predict.Predictor()
     with pytest.raises(CheckpointError, match="COG_WEIGHTS"):
+        predictor.setup()
+    predictor.decoder.close()
+
+
+def test_setup_where_cog_could_not_write_gets_one_line(monkeypatch, tmp_path):
+    """As in a container with --read-only and no --tmpfs."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(predict, "check_folder", lambda: watcher.check_folder(str(tmp_path / "file" / "predictions")))
+    with pytest.raises(OSError, match=r"^Cog needs the folder .* --tmpfs /tmp$"):
         predict.Predictor().setup()
 
 
-def test_each_model_is_loaded_once_and_the_first_is_warm(monkeypatch, random_checkpoint, own_temporary_folder):
-    path = random_checkpoint()
-    monkeypatch.setenv("COG_WEIGHTS", str(path))
+def test_the_first_model_is_warm_for_as_many_as_there_are_slots(monkeypatch, weights):
     events = []
 
     class Recorder(Classifier):
-        def __init__(self, model):
-            events.append(model)
-            super().__init__(str(path))
-
         def warm_up(self, batch=1):
-            events.append("runs")
+            events.append(batch)
             super().warm_up(batch)
 
-    monkeypatch.setattr(convmixer, "Classifier", Recorder)
-    predictor = predict.Predictor()
-    predictor.setup()
-    for model in ("auto", "convmixer_768_32", "convmixer_768_32", "auto", "convmixer_1536_20"):
-        predictor.classifier(model)
-    assert events == ["auto", "runs", "convmixer_768_32", "convmixer_1536_20"]
+    monkeypatch.setattr(models, "Classifier", Recorder)
+    models.Models(together=3)
+    assert events == [3]
 
 
-def test_auto_and_the_name_of_what_it_is_are_one_model(monkeypatch, random_checkpoint, own_temporary_folder):
-    path = random_checkpoint()
-    monkeypatch.setattr(zoo, "resolve", lambda model: ("convmixer_768_32", path))
-    monkeypatch.setattr(convmixer, "Classifier", lambda model: Classifier(str(path)))
-    predictor = predict.Predictor()
-    predictor.setup()
-    assert predictor.classifier("auto") is predictor.classifier("convmixer_768_32")
+def test_auto_and_the_name_of_what_it_is_are_one_model(monkeypatch, weights):
+    monkeypatch.setattr(zoo, "resolve", lambda model: ("convmixer_768_32", weights))
+
+    async def check():
+        found = models.Models(1)
+        assert await found.get("auto") is await found.get("convmixer_768_32")
+
+    asyncio.run(check())
 
 
-def test_no_file_is_opened_by_the_name_of_a_model(monkeypatch, random_checkpoint, own_temporary_folder):
-    path = random_checkpoint()
-    monkeypatch.setenv("COG_WEIGHTS", str(path))
-    predictor = predict.Predictor()
-    predictor.setup()
-    with pytest.raises(predict.RequestError, match="choose one of auto, "):
-        predictor.classifier(str(path))
+@pytest.mark.parametrize("name", ["resnet50", "convmixer_768_32.safetensors", "/etc/passwd", "", None])
+def test_no_file_is_opened_by_the_name_of_a_model(weights, name):
+    with pytest.raises(RequestError, match=r"choose one of auto, convmixer_1536_20, "):
+        asyncio.run(models.Models(1).get(name))
 
 
-def test_only_pictures_from_cog_are_read(tmp_path):
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    inside, outside, link = folder / "inside", tmp_path / "outside", folder / "link"
-    inside.write_bytes(b"inside")
-    outside.write_bytes(b"outside")
-    link.symlink_to(outside)
-    assert predict.read_picture(predict.Path(inside), folder) == b"inside"
-    for image in (outside, link, folder / ".." / "outside", str(inside), "inside", None, 7):
-        with pytest.raises(predict.RequestError, match="must be an http or https URL"):
-            predict.read_picture(image, folder)
+def test_requests_that_come_together_share_the_network(predictor):
+    classifier = asyncio.run(predictor.models.get("auto"))
+    shared, run = [], classifier.engine.run
+
+    def recorded(batch, stages=0):
+        shared.append(len(batch))
+        assert release.wait(PATIENCE)
+        return run(batch, stages)
+
+    classifier.engine.run = recorded
+    release = threading.Event()
+    pictures = [encoded(noise(60, 50, seed=seed)) for seed in range(12)]
+
+    async def ask_all() -> list[predict.Output]:
+        asked = [
+            asyncio.create_task(ask(predictor, data_uri(picture), "auto", 1 + index % 3, index % 4 == 0))
+            for index, picture in enumerate(pictures)
+        ]
+        while len(predictor.batcher._waiting) < 11:  # while the first is on the device
+            await asyncio.sleep(0.001)
+        release.set()
+        return await asyncio.gather(*asked)
+
+    outputs = asyncio.run(ask_all())
+    assert shared == [1, 11]
+    classifier.engine.run = run
+    for index, (output, picture) in enumerate(zip(outputs, pictures, strict=True)):
+        expected = classifier.classify(picture, 1 + index % 3)
+        assert [each.label for each in output.predictions] == [each.label for each in expected]
+        assert [each.score for each in output.predictions] == pytest.approx([each.score for each in expected])
+        assert (output.heatmap is not None) == (index % 4 == 0)
+        if output.heatmap:
+            drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(output.heatmap.split(",")[1])))).astype(int)
+            assert abs(drawn - np.asarray(classifier.heatmap(picture).overlay())).max() <= 1
 
 
-def test_a_huge_file_is_not_read(tmp_path):
-    path = tmp_path / "huge"
-    with open(path, "wb") as file:
-        file.truncate(predict.MAX_BYTES + 1)
-    with pytest.raises(predict.RequestError, match="104,857,601 bytes, more than the 104,857,600"):
-        predict.read_picture(path, tmp_path)
+def test_a_bad_picture_fails_alone(predictor):
+    async def check():
+        images = [GOOD, "data:,hello", data_uri(PICTURE[:-2000]), "/etc/passwd", GOOD]
+        first, *bad, last = await asyncio.gather(*(ask(predictor, image) for image in images), return_exceptions=True)
+        assert first == last
+        assert [type(each) for each in bad] == [ImageError, ImageError, RequestError]
+
+    asyncio.run(check())
 
 
-@pytest.fixture
-def no_start(monkeypatch):
-    """serve.py would become the server: a test that should have stopped it before must fail instead."""
-    monkeypatch.setattr(serve, "write_schema", lambda: pytest.fail("the server would start"))
+@pytest.mark.parametrize("seed", range(3))
+def test_a_heat_map_does_not_change_the_scores(predictor, seed):
+    """A large JPEG is read at a fraction of its sides for the network, and at more of them to be shown."""
+    picture = data_uri(encoded(noise(40, 30, seed).resize((1600, 1200), Image.Resampling.BICUBIC), "JPEG"))
+
+    async def check():
+        plain, drawn = [await ask(predictor, picture, heatmap=heatmap) for heatmap in (False, True)]
+        assert drawn.predictions == plain.predictions
+
+    asyncio.run(check())
 
 
-@pytest.mark.parametrize("port", ["abc", "", "0", "-1", "65536", "5000.0", "²"])
-def test_a_port_that_is_none_gets_one_line(no_start, port, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        serve.main([f"--port={port}"])
-    assert stopped.value.code == 2
-    assert (
-        capsys.readouterr().err == f"serve.py: argument --port: {port!r} is not a port; give a number from 1 to 65535\n"
-    )
+# Models that are not there.
 
 
-def test_a_port_in_use_gets_one_line(no_start):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(SystemExit) as stopped:
-            serve.main(["--port", str(port)])
-    assert stopped.value.code.startswith(f"serve.py: port {port} of 127.0.0.1 cannot be used (Address already in use)")
-    assert "\n" not in stopped.value.code
+def test_a_model_that_is_not_there_is_not_downloaded_on_request(predictor, monkeypatch):
+    monkeypatch.setattr(models, "_load", lambda name: pytest.fail("it is not to be loaded"))
+    line = "convmixer_768_32 is not on this server; .*python -m convmixer download convmixer_768_32"
+    with pytest.raises(RequestError, match=line):
+        asyncio.run(ask(predictor, model="convmixer_768_32"))
+
+
+def test_a_download_has_a_deadline_and_its_failure_is_remembered(predictor, monkeypatch, capfd):
+    """Nothing answers at the address of the proxy, which takes every connection."""
+    monkeypatch.setenv("CONVMIXER_DOWNLOAD", "1")
+    monkeypatch.setattr(models, "DOWNLOAD_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+        async def check():
+            for _ in range(3):
+                with pytest.raises(RequestError, match="convmixer_768_32 is not on this server"):
+                    await ask(predictor, model="convmixer_768_32")
+            monkeypatch.setattr(models, "REMEMBERED_SECONDS", 0)
+
+        asyncio.run(check())
+    assert capfd.readouterr().err.count("timed out after 1.0 seconds") == 1
+
+
+def test_a_model_is_loaded_once_for_all_who_wait_for_it(predictor, monkeypatch):
+    monkeypatch.setattr(zoo, "local_path", lambda name: "here")
+    monkeypatch.setattr(models, "REMEMBERED_SECONDS", 0.0)
+    loaded, release = [], threading.Event()
+
+    def load(name: str):
+        loaded.append(name)
+        assert release.wait(PATIENCE)
+        if len(loaded) == 1:
+            raise RequestError("no such luck")
+        return "a classifier"
+
+    monkeypatch.setattr(models, "_load", load)
+
+    async def check():
+        get = predictor.models.get
+        for outcome in (RequestError, str):
+            release.clear()
+            waiting = [asyncio.create_task(get("convmixer_768_32")) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            waiting[0].cancel()
+            assert isinstance(await get("auto"), Classifier)  # meanwhile
+            release.set()
+            first, *others = await asyncio.gather(*waiting, return_exceptions=True)
+            assert isinstance(first, asyncio.CancelledError)
+            assert [type(other) for other in others] == [outcome, outcome]
+            await asyncio.sleep(0.01)  # the failure is forgotten
+        await get("convmixer_768_32")
+
+    asyncio.run(check())
+    assert loaded == ["convmixer_768_32"] * 2
+
+
+def test_a_damaged_model_gets_one_line_and_the_log_has_why(predictor, monkeypatch, capfd, tmp_path):
+    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path))
+    (tmp_path / "convmixer_768_32.safetensors").write_bytes(b"no checkpoint")
+    with pytest.raises(RequestError, match="convmixer_768_32 is not on this server"):
+        asyncio.run(ask(predictor, model="convmixer_768_32"))
+    assert "convmixer_768_32.safetensors" in capfd.readouterr().err
+
+
+def test_heat_maps_stay_small_enough_not_to_stay_on_cogs_disk(predictor):
+    picture = encoded(noise(2100, 2110), "BMP")  # noise: nothing takes more space once it is compressed
+    output = asyncio.run(ask(predictor, data_uri(picture, "image/bmp"), heatmap=True))
+    assert output.heatmap.startswith("data:image/jpeg;base64,")
+    assert len(output.heatmap) < 6 * 2**20
+    assert Image.open(io.BytesIO(base64.b64decode(output.heatmap.split(",")[1]))).size == (2038, 2048)

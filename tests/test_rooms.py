@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOORS = {"timm", "torchvision", "cog", "gradio", "train", "demo", "serving", "predict", "predict_batched", "serve"}
+DOORS = {"timm", "torchvision", "cog", "gradio", "train", "demo", "serving", "predict"}
 MAY_NOT_IMPORT = {
     "convmixer": DOORS | {"requests", "tyro"},
-    "train": {"cog", "gradio", "demo", "serving", "predict", "serve"},
+    "train": {"cog", "gradio", "demo", "serving", "predict"},
     "predict.py": {"timm", "torchvision", "gradio", "train", "demo"},
-    "predict_batched.py": {"timm", "torchvision", "gradio", "train", "demo"},
-    "serve.py": {"timm", "torchvision", "gradio", "train", "demo", "torch"},
 }
 SERVING_MAY_IMPORT = {"convmixer", "numpy", "PIL"}
 # What the demo is made of: what the container has, Gradio, and of that two parts.
@@ -104,7 +102,7 @@ def test_importing_the_package_loads_no_door():
 
 
 @pytest.mark.parametrize(
-    "module", ["convmixer.preprocessing", "serving.decoder", "serving.decoding", "predict", "serve"]
+    "module", ["convmixer.preprocessing", "serving.decoder", "serving.decoding", "predict", "serving.__main__"]
 )
 def test_who_only_decodes_or_starts_does_not_wait_for_pytorch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"

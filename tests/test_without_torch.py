@@ -84,14 +84,16 @@ def test_what_needs_pytorch_says_so_in_one_line(core, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "page", "ready"), [("serve.py", "/health-check", '"status":"READY"'), ("demo/app.py", "/", "<html")]
+    ("script", "page", "ready"),
+    [(("-m", "serving"), "/health-check", '"status":"READY"'), (("demo/app.py",), "/", "<html")],
+    ids=["server", "demo"],
 )
 def test_the_server_and_the_demo(light, tmp_path, script, page, ready):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {"TMPDIR": str(tmp_path), "COG_WEIGHTS": "", "no_proxy": "127.0.0.1"}
-    command = [light, script, "--port", str(port)]
+    command = [light, *script, "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
         content, deadline = "", time.monotonic() + 120

@@ -1,170 +1,28 @@
-"""predict_batched.py: by itself, and in Cog's own server under hundreds of interleaved requests."""
+"""Cog's own server with several slots, under hundreds of interleaved requests."""
 
-import ast
-import asyncio
 import base64
 import http.client
 import io
 import json
-import os
 import random
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cog_server import GOOD, PATIENCE, PICTURE, ROOT, Server, data_uri, encoded, noise, wait_until
+from cog_server import GOOD, PATIENCE, PICTURE, Server, data_uri, encoded, noise, wait_until
 from file_server import FileServer, Resource
 from PIL import Image
 
-import predict
-import predict_batched
-import serve
 from convmixer import Classifier
 from docs.client import STRAY
 
 SHIPPED = "convmixer_256_8_cifar10"
 SLOTS = 6
-
-# What Cog's command line reads off the text.
-
-
-def parsed(file: str) -> dict[str, str]:
-    """The definitions that make up the API, as text without comments and layout."""
-    tree = ast.parse((ROOT / file).read_text())
-    found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    (choices,) = (
-        node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODELS"
-    )
-    (run,) = (node for node in found["Predictor"].body if getattr(node, "name", "") == "run")
-    parts = [choices, found["Prediction"], found["Output"], run.args, run.returns]
-    return {type(part).__name__ + str(index): ast.unparse(part) for index, part in enumerate(parts)}
-
-
-def test_both_runners_have_the_same_api():
-    assert parsed("predict_batched.py") == parsed("predict.py")
-    assert serve.openapi_schema(predict_batched.Predictor) == serve.openapi_schema(predict.Predictor)
-
-
-def test_the_container_gets_slots_from_a_number_in_the_text():
-    tree = ast.parse((ROOT / "predict_batched.py").read_text())
-    (run,) = (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef) and node.name == "run")
-    assert [ast.unparse(decorator) for decorator in run.decorator_list] == ["concurrent(max=16)"]
-
-
-@pytest.mark.parametrize("slots", ["0", "-1", "x", "1.5", "257", ""])
-def test_a_number_of_slots_that_is_none_gets_one_line(slots, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        serve.main([f"--slots={slots}"])
-    assert stopped.value.code == 2
-    expected = f"serve.py: argument --slots: {slots!r} is not a number of slots; give one from 1 to 256\n"
-    assert capsys.readouterr().err == expected
-
-
-# The runner in this process, without a server.
-
-
-@pytest.fixture
-def predictor(monkeypatch, random_checkpoint) -> Iterator[predict_batched.Predictor]:
-    monkeypatch.setattr(tempfile, "tempdir", None)  # setup changes it for the whole process
-    monkeypatch.setenv("COG_WEIGHTS", str(random_checkpoint()))
-    predictor = predict_batched.Predictor()
-    predictor.setup()
-    yield predictor
-    predictor.single.decoder.close()
-
-
-def image_of(predictor: predict_batched.Predictor, name: str, content: bytes) -> predict_batched.Path:
-    """A picture where Cog would have put it."""
-    path = predict_batched.Path(predictor.single.scratch, name)
-    path.write_bytes(content)
-    return path
-
-
-def test_requests_that_come_together_share_the_network(predictor, monkeypatch):
-    shared = []
-    one = Classifier.classify_many
-
-    def recorded(self, images, top_k=5):
-        images = list(images)
-        shared.append(len(images))
-        return one(self, images, top_k)
-
-    monkeypatch.setattr(Classifier, "classify_many", recorded)
-    pictures = [encoded(noise(60, 50, seed=seed)) for seed in range(12)]
-    classifier = predictor.single.classifiers["auto"]
-    # None goes before all are prepared: so long is the window.
-    predictor.batcher.window_s = 1000
-
-    async def ask(index: int) -> predict_batched.Output:
-        image = image_of(predictor, f"{index}.png", pictures[index])
-        model = "auto" if index % 2 else classifier.name  # which is not among the names, but is the same classifier
-        predictor.single.classifiers[classifier.name] = classifier
-        return await predictor.run(image=image, model=model, top_k=1 + index % 3, heatmap=False)
-
-    async def ask_all() -> list[predict_batched.Output]:
-        return await asyncio.gather(*map(ask, range(12)))
-
-    outputs = asyncio.run(ask_all())
-    assert sum(shared) == max(shared) == 12
-    for index, (output, picture) in enumerate(zip(outputs, pictures, strict=True)):
-        expected = classifier.classify(picture, 1 + index % 3)
-        assert [each.label for each in output.predictions] == [each.label for each in expected]
-        assert [each.score for each in output.predictions] == pytest.approx([each.score for each in expected])
-    assert not predictor.inputs
-
-
-def test_a_model_is_loaded_once_for_all_who_wait_for_it(predictor, monkeypatch):
-    loaded, release = [], threading.Event()
-
-    def load(model: str):
-        loaded.append(model)
-        assert release.wait(PATIENCE)
-        if len(loaded) == 1:
-            raise predict.RequestError("no such luck")
-        return predictor.single.classifiers["auto"]
-
-    monkeypatch.setattr(predict, "load", load)
-
-    async def check():
-        for outcome in (predict.RequestError, Classifier):
-            release.clear()
-            waiting = [asyncio.create_task(predictor.classifier("convmixer_768_32")) for _ in range(3)]
-            await asyncio.sleep(0.01)
-            waiting[0].cancel()
-            assert await predictor.classifier("auto") is predictor.single.classifiers["auto"]  # meanwhile
-            release.set()
-            first, *others = await asyncio.gather(*waiting, return_exceptions=True)
-            assert isinstance(first, asyncio.CancelledError)
-            assert [type(other) for other in others] == [outcome, outcome]
-        await predictor.classifier("convmixer_768_32")
-
-    asyncio.run(check())
-    assert loaded == ["convmixer_768_32"] * 2
-
-
-def test_only_what_is_old_and_no_input_is_deleted(tmp_path):
-    (tmp_path / "folder").mkdir()
-    for name in ("young", "old", "input"):
-        (tmp_path / name).write_bytes(b"x")
-    for name in ("old", "input", "folder"):
-        os.utime(tmp_path / name, (0, 0))
-    predict_batched.remove_abandoned(tmp_path, {tmp_path / "input"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "input", "young"]
-
-
-def test_a_download_that_was_taken_for_abandoned_gets_one_line(predictor):
-    path = image_of(predictor, "gone.png", b"")
-    path.unlink()
-    with pytest.raises(predict.RequestError, match=r"^image took too long to arrive; send it again$"):
-        asyncio.run(predictor.run(image=path, model="auto", top_k=5, heatmap=False))
-
 
 # In Cog's own server.
 
@@ -181,15 +39,8 @@ def server(running) -> Iterator[Server]:
     """The running server, which must answer well after each test, whatever happened in it."""
     yield running
     running.wait_for("READY")
-    for path in running.files():  # what Cog leaves behind of requests that are cancelled very early, or fail
-        os.utime(path, (0, 0))
     running.expect(running.output(image=GOOD), PICTURE)
-    wait_until(lambda: list(scratch(running).iterdir()) == [])
-
-
-def scratch(server: Server) -> Path:
-    (folder,) = server.temporary.glob("convmixer-*")
-    return folder
+    assert running.files() == []
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +103,7 @@ class Storm:
     def _missing(self, number: int, picture: bytes, inputs: dict) -> None:
         answer = self.predict(**inputs | {"model": "convmixer_768_32"})
         assert answer["status"] == "failed"
-        assert answer["error"].endswith("is not on this server and cannot be downloaded; choose another model")
+        assert "is not on this server; choose another model" in answer["error"]
 
     def _cancelled(self, number: int, picture: bytes, inputs: dict) -> None:
         """PUT and wait for the answer, while another thread cancels it."""
@@ -344,38 +195,6 @@ def test_all_slots_work_at_the_same_time(server, web):
             server.expect(request.result(), web.resources[f"/{index}"].body)
 
 
-def test_the_file_of_a_failed_download_is_deleted_in_the_end(server, web):
-    assert "refused" in server.predict(image="http://127.0.0.1:9/picture.png")["error"]
-    (left,) = scratch(server).iterdir()
-    server.expect(server.output(image=GOOD), PICTURE)
-    assert left in server.files()
-    os.utime(left, (0, 0))
-    server.expect(server.output(image=GOOD), PICTURE)
-    assert left not in server.files()
-
-
-WATCHED = """
-import sys, time
-from serving.stuck import Unsticker
-def run(): pass
-Unsticker(run, seconds=1, every=0.1, is_under_way=lambda: sys.argv[1] == "under way").start()
-time.sleep(4)
-"""
-
-
-def test_a_worker_whose_server_lost_all_slots_ends_itself_unless_a_request_is_under_way(python, tmp_path):
-    server = Server(tmp_path, "--slots", 2)
-    try:
-        for index in range(2):  # Cog cannot make a folder of this name, and loses a slot
-            assert server.request("PUT", f"/predictions/{index}{'x' * 300}", {"input": {"image": GOOD}})[0] == 200
-        assert server.status() == "BUSY"
-        environment = {"env": os.environ | {"PORT": str(server.port)}}
-        assert python("-c", WATCHED, "under way", **environment).returncode == 0
-        assert python("-c", WATCHED, "idle", **environment).returncode == -9
-    finally:
-        server.kill()
-
-
 def test_sigterm_lets_the_running_predictions_finish(tmp_path, web):
     server = Server(tmp_path, "--slots", 3)
     try:
@@ -391,6 +210,6 @@ def test_sigterm_lets_the_running_predictions_finish(tmp_path, web):
         for request in last:
             server.expect(request.result(), PICTURE)
         assert server.process.wait(PATIENCE) == 0
-        wait_until(lambda: list(server.temporary.iterdir()) == [])
+        assert server.files() == []
     finally:
         server.kill()
