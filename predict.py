@@ -16,7 +16,7 @@ from typing import Optional
 import numpy as np
 from cog import BaseModel, BaseRunner, Input, Path, concurrent
 
-from convmixer.classifier import Classifier, _softmax
+from convmixer.classifier import Classifier, softmax
 from convmixer.explain import HeatMap
 from convmixer.preprocessing import normalise
 from serving import pictures
@@ -80,8 +80,8 @@ class Predictor(BaseRunner):
             picture = await pictures.read(image)
             pixels, shown = await self.decoder.decode(picture, classifier.preprocessing, side)
             scores, features = await self.batcher.submit(classifier, (pixels, heatmap))
-            ranked = classifier._ranked(scores, int(top_k))  # in JSON 5.0 is 5, and Cog passes on either
-            evidence = classifier._heatmap(shown, features, ranked[0].index) if heatmap else None
+            ranked = classifier.ranked(scores, int(top_k))  # in JSON 5.0 is 5, and Cog passes on either
+            evidence = classifier.heat_map(shown, features, ranked[0].index) if heatmap else None
             drawn = await asyncio.to_thread(draw, evidence) if evidence else None
         predictions = [Prediction(**vars(each)) for each in ranked]
         engine, precision = classifier.engine.name, classifier.engine.precision
@@ -98,7 +98,7 @@ def look(classifier: Classifier, items: list[tuple[np.ndarray, bool]]) -> list[t
     batch = np.stack([normalise(pixels, classifier.preprocessing) for pixels, _ in items])
     stages = int(any(wanted for _, wanted in items))
     logits, features = classifier.engine.run(batch, stages=stages)
-    return list(zip(_softmax(logits), features[0] if stages else [None] * len(items), strict=True))
+    return list(zip(softmax(logits), features[0] if stages else [None] * len(items), strict=True))
 
 
 def draw(evidence: HeatMap) -> str:

@@ -9,8 +9,7 @@ command -v g++ >/dev/null || compiler=g++
 apt-get update -qq
 [ -z "$compiler" ] || apt-get install -qqy --no-install-recommends "$compiler" >/dev/null
 
-# The project comes to /src later, around this folder.
-python -m convmixer.cpu.compiler /src/convmixer/cpu/ahead
+python -m convmixer.cpu.compiler "$CONVMIXER_CACHE/kernels"
 if [ "${1:-}" = gpu ]; then
     python -m convmixer.gpu.ahead
     chmod a+x /root # uv keeps Python below it, and a container may run as an ordinary user

@@ -102,7 +102,7 @@ class Classifier:
     def classify(self, image, top_k: int = 5) -> list[Prediction]:
         """The ``top_k`` best classes of one picture, best first; all of them where there are fewer."""
         _check_top_k(top_k)
-        return self._ranked(self.scores([image])[0], top_k)
+        return self.ranked(self.scores([image])[0], top_k)
 
     def classify_many(self, images: Iterable, top_k: int = 5, errors: str = "raise") -> list:
         """`classify` for each picture, in order; they are decoded on all cores, and only a few are in memory at a time.
@@ -131,12 +131,12 @@ class Classifier:
             broken = next((one for one in batch if isinstance(one, ImageError)), None)
             if broken and errors == "raise":
                 raise broken
-            ranked = iter([self._ranked(row, top_k) for row in _softmax(self._logits(good))])
+            ranked = iter([self.ranked(row, top_k) for row in softmax(self._logits(good))])
             yield [one if isinstance(one, ImageError) else next(ranked) for one in batch]
 
     def scores(self, images: Iterable) -> np.ndarray:
         """The softmax over all classes, float32 (N, classes), of N pictures."""
-        return _softmax(self.logits(images))
+        return softmax(self.logits(images))
 
     def logits(self, images: Iterable) -> np.ndarray:
         """The network's logits, float32 (N, classes), of N pictures."""
@@ -185,14 +185,14 @@ class Classifier:
             raise ValueError(f"index is {index}; {self.name} has the classes 0 to {classes - 1}")
         picture, features, scores = self._look(image)
         index = int(scores.argmax()) if index is None else index
-        return self._ranked(scores, top_k), self._heatmap(picture, features, index)
+        return self.ranked(scores, top_k), self.heat_map(picture, features, index)
 
     def classify_with_heatmaps(self, image, top_k: int = 5) -> tuple[list[Prediction], list[HeatMap]]:
         """`classify`, and the `heatmap` of each of its classes in the same order, in one pass through the network."""
         _check_top_k(top_k)
         picture, features, scores = self._look(image)
-        predictions = self._ranked(scores, top_k)
-        return predictions, [self._heatmap(picture, features, prediction.index) for prediction in predictions]
+        predictions = self.ranked(scores, top_k)
+        return predictions, [self.heat_map(picture, features, prediction.index) for prediction in predictions]
 
     def _load(self, image, target_size: int) -> Image.Image:
         return load_image(image, target_size=target_size, allow_truncated=self.allow_truncated)
@@ -203,19 +203,22 @@ class Classifier:
             image = read_all(image)  # for it is read twice, each time at the size that suits
         picture = self._load(image, self.heatmap_side)
         logits, features = self.engine.run(self.prepare(image)[None], stages=1)
-        return picture, features[0, 0], _softmax(logits)[0]
+        return picture, features[0, 0], softmax(logits)[0]
 
-    def _heatmap(self, picture: Image.Image, features: np.ndarray, index: int) -> HeatMap:
+    def heat_map(self, picture: Image.Image, features: np.ndarray, index: int) -> HeatMap:
+        """The heat map of one class over an RGB picture, from the picture's last feature map (dim, h, w)."""
         weight, bias = self.weights["head.weight"][index], self.weights["head.bias"][index]
         values = class_activation_map(features, weight, bias)
         return HeatMap(self.labels[index], index, values, crop_box(picture.size, self.preprocessing), picture)
 
-    def _ranked(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
+    def ranked(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
+        """The ``top_k`` best of the scores (classes,) of one picture."""
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [Prediction(self.labels[index], index, float(scores[index])) for index in best.tolist()]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """The softmax of each row of float32 (N, classes)."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 

@@ -97,7 +97,7 @@ def test_the_project_in_the_image_is_what_runs(image):
 def test_the_cpu_image_is_small(image):
     if not image.endswith("cpu"):
         pytest.skip("the other one has PyTorch and its CUDA")
-    assert image_size(image) < 500e6
+    assert image_size(image) < 560e6  # of which the base may have 290, and uv, which Cog brings, 57
     with Container(image) as container:
         container.wait()
         container.ask(sample(), model=SHIPPED)

@@ -56,7 +56,9 @@ def load(kernel_size: int, precision: str) -> ctypes.CDLL:
     name = compiler.file_name(kernel_size, precision, options, " ".join(flags))
     package = compiler.SOURCE.parent
     folders = [package / "__pycache__", cache_dir() / "kernels"]
-    ahead = [package / compiler.AHEAD / file for _, file in compiler.ahead(kernel_size, precision, flags)]
+    # A container keeps them in its cache: `cog run` mounts the project over the package.
+    made_ahead = compiler.ahead(kernel_size, precision, flags)
+    ahead = [folder / file for folder in (package / compiler.AHEAD, folders[1]) for _, file in made_ahead]
     for file in (*(folder / name for folder in folders), *ahead):
         if _is_ours(file):
             with contextlib.suppress(OSError):  # damaged: it is made again
