@@ -157,6 +157,9 @@ def fail(message: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    if None in (sys.stdout, sys.stderr):  # closed by whoever started this
+        nothing = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
     for stream in (sys.stdout, sys.stderr):  # a file name or a label that the terminal cannot show is no reason to stop
         stream.reconfigure(errors="backslashreplace")
     arguments = parse(argv)

@@ -1,6 +1,8 @@
 """Which decoder reads a picture, found by how the file begins; each is imported when the first such file comes."""
 
 import contextlib
+import ctypes
+import functools
 import importlib
 import io
 import math
@@ -9,6 +11,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
@@ -134,6 +137,16 @@ def _format_by_brands(prefix: bytes, stream: BinaryIO) -> str | None:
 def _decoder_of(format: str) -> type[ImageFile.ImageFile]:
     place, name = _DECODERS[format]
     return getattr(importlib.import_module(place), name)
+
+
+@functools.cache
+def silence_libtiff() -> None:
+    """Keep what libtiff says of damaged files from standard error, where nobody could tell which file it is about."""
+    for file in Path(Image.__file__).parents[1].glob("pillow.libs/libtiff*"):
+        with contextlib.suppress(OSError, AttributeError):  # another build of Pillow's
+            library = ctypes.CDLL(str(file))
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def check_jpegs_in_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:

@@ -70,7 +70,7 @@ class Answers:
         return (
             render.stage(view, picture.name, maps),
             render.bars(view, name, predictions, about),
-            {"image": picture.name} | as_json(name, predictions, seconds),
+            {"image": picture.name} | as_json(name, classifier, predictions, seconds),
         )
 
     def side(self, view: str, picture: Picture, model: str, own: Sequence[Own] = ()) -> str:
@@ -83,7 +83,8 @@ def about_picture(name: str, error: ImageError) -> str:
     return str(error).replace("the picture", name, 1)
 
 
-def as_json(model: str, predictions: list[Prediction], seconds: float) -> dict:
+def as_json(model: str, classifier: Classifier, predictions: list[Prediction], seconds: float) -> dict:
     """An answer as the command line and the Cog door give it, and the time that it took."""
     rows = [{"label": p.label, "index": p.index, "score": p.score} for p in predictions]
-    return {"model": model, "predictions": rows, "seconds": round(seconds, 4)}
+    about = {"model": model, "engine": classifier.engine.name, "precision": classifier.engine.precision}
+    return about | {"predictions": rows, "seconds": round(seconds, 4)}

@@ -73,7 +73,7 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
         classifier, source = opened(image, model)
         start = time.perf_counter()
         predictions = read(image, lambda: classifier.classify(source, top_k))
-        return as_json(answers.models.name(model), predictions, time.perf_counter() - start)
+        return as_json(answers.models.name(model), classifier, predictions, time.perf_counter() - start)
 
     def heatmap(image, model="auto", label=""):
         """Show where in a picture ConvMixer sees a class: the picture with the positive evidence laid over it.

@@ -1,7 +1,5 @@
 """Many pictures at once: a table, a CSV file, and a line for each picture that cannot be read."""
 
-import csv
-import io
 import secrets
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from gradio.utils import get_upload_folder
 
 from convmixer import Classifier, ImageError
 from convmixer.classify import percent
+from convmixer.results import csv_line
 from demo import render
 from demo.answers import Answers, Problem, about_picture
 from demo.guard import Upload
@@ -103,9 +102,6 @@ def write_csv(rows: list[dict]) -> Path:
     """A file with the rows for programs: a header, scores in full. It lies among the uploads and goes with them."""
     path = Path(get_upload_folder(), secrets.token_hex(32), "convmixer.csv")
     path.parent.mkdir(parents=True)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    path.write_text(text.getvalue(), encoding="utf-8-sig", newline="")  # the mark tells spreadsheets that it is UTF-8
+    text = "".join(map(csv_line, [COLUMNS, *(row.values() for row in rows)]))
+    path.write_text(text, encoding="utf-8-sig", newline="")  # the mark tells spreadsheets that it is UTF-8
     return path

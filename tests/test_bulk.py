@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -225,3 +226,21 @@ def test_a_picture_that_is_cut_short_is_taken_on_request(tmp_path, picture):
     refused = run(tmp_path / "half.jpg")
     assert refused.returncode == 2 and refused.stderr.count(b"\n") == 1
     assert run(tmp_path / "half.jpg", "--allow-truncated").returncode == 0
+
+
+def test_nobody_listens(tmp_path, picture):
+    picture().save(tmp_path / "a.png")
+    words = " ".join(map(shlex.quote, [*COMMAND, "--device", "cpu", str(tmp_path / "a.png")]))
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=ROOT, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, b""), closed
+
+
+def test_the_tiff_library_says_nothing_by_itself(tmp_path, picture):
+    picture(300, 200).save(tmp_path / "a.tif", compression="tiff_lzw")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[2000:6000] = bytes(4000)
+    (tmp_path / "b.tif").write_bytes(content)
+    done = run(tmp_path / "b.tif")
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1 and b"b.tif is damaged" in done.stderr

@@ -214,11 +214,11 @@ def test_a_network_of_one_class_has_no_second_answer(random_checkpoint, tmp_path
 def test_the_csv_holds_full_scores_and_any_name(answers, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     name = 'a "quoted", name\nwith a line.png'
-    rows = list(many.classify(answers.models.get("auto"), uploads(tmp_path, {name: png(0), "кот.png": png(1)})))
+    rows = list(many.classify(answers.models.get("auto"), uploads(tmp_path, {name: png(0), "=кот.png": png(1)})))
     path = many.write_csv(rows)
     assert path.is_relative_to(tmp_path / "uploads")
     with path.open(encoding="utf-8-sig", newline="") as file:
         read = list(csv.DictReader(file))
-    assert [row["picture"] for row in read] == [name, "кот.png"]
+    assert [row["picture"] for row in read] == [name, "'=кот.png"]  # no formula
     assert [float(row["score"]) for row in read] == [row["score"] for row in rows]
     assert many.write_csv(rows) != path  # nobody can guess another visitor's

@@ -91,6 +91,7 @@ def test_an_upload_is_answered_and_then_the_next(visitor):
         shown = json.loads(visitor.find("#json .json-holder").inner_text())
         expected = [vars(prediction) for prediction in visitor.app.answer(data)[0]]
         assert shown.pop("seconds") > 0
+        assert (shown.pop("engine"), shown.pop("precision")) == ("kernel", "float32")
         assert shown == {"image": name, "model": SHIPPED, "predictions": expected}
     visitor.sees_no_problem()
 
