@@ -12,6 +12,7 @@ figures are medians over the rounds; one round before them is not counted.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -73,6 +74,7 @@ def taken_apart() -> Iterator[Callable]:
 
     from convmixer import classifier, preprocessing
     from convmixer.classifier import Classifier
+    from convmixer.cpu.engine import KernelEngine
 
     watch = Stopwatch()
     places = (
@@ -80,10 +82,9 @@ def taken_apart() -> Iterator[Callable]:
         (classifier, "load_image", CONVERT),
         (preprocessing, "resize_and_crop", RESIZE),
         (classifier, "preprocess", TENSOR),
-        (Classifier, "_run", NETWORK),
+        (KernelEngine, "run", NETWORK),
         (Classifier, "logits", AROUND),
         (Classifier, "scores", RANKING),
-        (Classifier, "classify_many", RANKING),
         (Classifier, "classify", AROUND),
     )
     originals = [getattr(place, name) for place, name, _ in places]
@@ -169,7 +170,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="benchmarks/answer.py", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=(SHIPPED, LARGE), default=(SHIPPED, LARGE), metavar="NAME")
     parser.add_argument("--rounds", type=at_least_one, default=30)
-    parser.add_argument("--threads", type=at_least_one, help="of the network; default: as PyTorch chooses")
+    parser.add_argument("--threads", type=at_least_one, help="of the network; default: one for each core")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
     options = parser.parse_args(argv)
     if options.json and not options.json.absolute().parent.is_dir():
@@ -179,18 +180,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    import torch
+    from convmixer.cpu.threads import usable_cpus
 
     if options.threads:
-        torch.set_num_threads(options.threads)
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
     about, results = machine(), {}
-    print(f"{about['processor']}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    print(f"{about['processor']}, {usable_cpus()} threads, medians of {options.rounds} rounds")
     for model in options.models:
         with tempfile.TemporaryDirectory() as folder:
             results[model] = measure(model, Path(folder), options.rounds)
         print(*table(model, results[model]), sep="\n", flush=True)
     if options.json:
-        figures = {"machine": about, "threads": torch.get_num_threads(), "rounds": options.rounds}
+        figures = {"machine": about, "threads": usable_cpus(), "rounds": options.rounds}
         options.json.write_text(json.dumps(figures | {"milliseconds": results}, indent=1))
     return 0
 
