@@ -50,6 +50,7 @@ class TorchEngine:
 
     def warm_up(self, size: int, batch: int = 1) -> None:
         """As `Engine.warm_up`: libraries are loaded and choose their algorithms at the first run."""
+        batch = 1 if self.device.type == "cpu" else batch
         self.run(np.zeros((batch, self.network.config.in_chans, size, size), np.float32))
 
     def _run(self, pictures: Tensor, stages: int) -> tuple[Tensor, Tensor]:

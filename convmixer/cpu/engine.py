@@ -74,7 +74,8 @@ class KernelEngine:
         return np.einsum("nc,ck->nk", pooled, weight) + bias, features
 
     def warm_up(self, size: int, batch: int = 1) -> None:
-        self.run(np.zeros((batch, self.config.in_chans, size, size), np.float32))
+        """One picture is enough: more would only take longer."""
+        self.run(np.zeros((1, self.config.in_chans, size, size), np.float32))
 
 
 def pack(
