@@ -17,8 +17,18 @@ MAY_NOT_IMPORT = {
 }
 SERVING_MAY_IMPORT = {"convmixer", "numpy", "PIL"}
 # What the demo is made of: what the container has, Gradio, and of that two parts.
-DEMO_MAY_IMPORT = {"convmixer", "demo", "torch", "numpy", "PIL", "gradio", "gradio_client", "starlette"}
-ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "onnx", "onnxscript", "onnxruntime", "pillow_heif", "urllib"}
+DEMO_MAY_IMPORT = {"convmixer", "demo", "numpy", "PIL", "gradio", "gradio_client", "starlette"}
+ONLY_INSIDE_FUNCTIONS = {
+    "huggingface_hub",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "pillow_heif",
+    "pyarrow",
+    "ray",
+    "urllib",
+}
+WITH_PYTORCH = {"model.py", "torch_engine.py", "export.py", "pickles.py"}  # and convmixer/gpu/
 
 
 def python_files(place: str) -> list[Path]:
@@ -50,6 +60,15 @@ def test_rarely_needed_packages_are_imported_where_they_are_used():
     for file in python_files("convmixer"):
         tree = ast.parse(file.read_text())
         assert not imported(tree.body) & ONLY_INSIDE_FUNCTIONS, file
+
+
+def test_pytorch_is_imported_where_it_is_the_point():
+    users = {
+        file.name
+        for file in python_files("convmixer")
+        if "torch" in imported(ast.parse(file.read_text()).body) and file.parent.name != "gpu"
+    }
+    assert users == WITH_PYTORCH
 
 
 def test_triton_is_needed_where_kernels_are_written_and_compiled():
