@@ -136,6 +136,8 @@ def _format_by_brands(prefix: bytes, stream: BinaryIO) -> str | None:
 
 def _decoder_of(format: str) -> type[ImageFile.ImageFile]:
     place, name = _DECODERS[format]
+    if format == "TIFF":
+        silence_libtiff()
     return getattr(importlib.import_module(place), name)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .decoders import ImageError, is_recognised
+from .web import MAX_BYTES, fetch
 
-MAX_BYTES = 100 * 2**20  # of what comes from an address or from standard input
-FETCH_SECONDS = 30.0  # without a byte from an address
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
@@ -79,21 +78,12 @@ def read_source(name: str) -> str | bytes:
     if name == "-":
         content = sys.stdin.buffer.read(MAX_BYTES + 1)
     elif is_address(name):
-        content = _fetch(name)
+        try:
+            return fetch(name)
+        except OSError as error:
+            raise ImageError(f"{name:.200} cannot be fetched ({error}); give the address of a picture") from error
     else:
         return name
     if len(content) > MAX_BYTES:
         raise ImageError(f"{name} has more than {MAX_BYTES:,} bytes; give a smaller picture")
     return content
-
-
-def _fetch(address: str) -> bytes:
-    import urllib.request  # takes as long as all else that is imported here
-
-    request = urllib.request.Request(address, headers={"User-Agent": "convmixer", "Accept": "image/*"})
-    try:
-        with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as answer:
-            return answer.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())
-        raise ImageError(f"{address:.200} cannot be fetched ({reason}); give the address of a picture") from error

@@ -8,7 +8,8 @@ import pytest
 from file_server import FileServer, Resource
 
 from convmixer import ImageError
-from serving import RequestError, pictures
+from convmixer import web as web_module
+from serving import RequestError
 from serving.decoding import content_of
 from serving.pictures import read
 
@@ -118,13 +119,13 @@ def test_what_is_cut_off_is_told(web):
 
 
 def test_no_more_is_fetched_than_can_be_read(web, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr(web_module, "MAX_BYTES", len(CONTENT) - 1)
     with pytest.raises(RequestError, match="more than the 1,280 bytes"):
         get(web.url("/picture"))
 
 
 def test_a_host_that_never_answers_is_given_up(web, monkeypatch):
-    monkeypatch.setattr(pictures, "SILENCE", 0.1)
+    monkeypatch.setattr(web_module, "SILENCE", 0.1)
     release = threading.Event()
     web.resources["/held"] = Resource(CONTENT, pause=release)
     try:
@@ -135,7 +136,7 @@ def test_a_host_that_never_answers_is_given_up(web, monkeypatch):
 
 
 def test_a_picture_that_comes_too_slowly_is_given_up(web, monkeypatch):
-    monkeypatch.setattr(pictures, "SECONDS", -1)
+    monkeypatch.setattr(web_module, "SECONDS", -1)
     with pytest.raises(RequestError, match="did not arrive within"):
         get(web.url("/picture"))
 
