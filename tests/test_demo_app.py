@@ -290,7 +290,7 @@ def test_a_space_says_what_it_is(space):
     assert len(about["short_description"]) <= 60
     assert about["python_version"] == yaml.safe_load((ROOT / "cog.yaml").read_text())["build"]["python_version"]
     pins = dict(line.split("==") for line in (space / "requirements.txt").read_text().splitlines())
-    assert set(pins) == {"numpy", "pillow", "safetensors", "gradio"}
+    assert set(pins) == {"numpy", "pillow", "pillow-heif", "safetensors", "huggingface_hub", "gradio"}
     tested = (ROOT / "requirements/demo.txt").read_text().splitlines()
     assert f"gradio=={about['sdk_version']}" in tested and pins["gradio"] == about["sdk_version"]
 

@@ -90,7 +90,7 @@ class Storm:
         self.web.resources[f"/{number}"] = Resource(picture)
         self.check(self.output(**inputs | {"image": self.web.url(f"/{number}")}), picture, inputs)
 
-    def heat_map(self, number: int, picture: bytes, inputs: dict) -> None:
+    def _heatmap(self, number: int, picture: bytes, inputs: dict) -> None:
         self.check(self.output(**inputs, heatmap=True), picture, inputs, with_heatmap=True)
 
     def _bad(self, number: int, picture: bytes, inputs: dict) -> None:
