@@ -1,6 +1,7 @@
 """What several test files need. Data that is not part of the project is looked for beside it, and skipped if absent."""
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+
+# A shell has its background jobs ignore it, and with them every server that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
