@@ -229,13 +229,11 @@ def look(device: str, kernel_size: int, precision: str = "auto") -> Machine:
 
 def _may_have_gpu() -> bool:
     """Whether a GPU's driver is installed, and PyTorch should be asked about GPUs. Takes no milliseconds to say no."""
-    for library in ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1",):
-        try:
-            ctypes.CDLL(library)
-            return True
-        except OSError:
-            pass
-    return os.path.exists("/dev/kfd")  # AMD's
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return True
+    except OSError:
+        return os.path.exists("/dev/kfd")  # AMD's
 
 
 @functools.cache

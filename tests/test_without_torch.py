@@ -30,7 +30,7 @@ def environment_of(folder: Path, wanted) -> Path:
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory) -> Path:
-    """Python with what requirements/core.txt brings, and nothing else."""
+    """Python with what answers pictures: of requirements/core.txt all but what downloads models."""
     return environment_of(tmp_path_factory.mktemp("core") / "env", lambda name: name.startswith(CORE))
 
 

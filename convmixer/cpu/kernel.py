@@ -40,7 +40,7 @@ class Network(ctypes.Structure):
 def load(kernel_size: int, precision: str) -> ctypes.CDLL:
     """The kernel for depthwise convolutions of ``kernel_size`` and a key of PRECISIONS.
 
-    The first call on a machine compiles it, in two seconds or so, and keeps it beside Python's compiled files, or in
+    The first call on a machine compiles it, in three seconds or so, and keeps it beside Python's compiled files, or in
     the user's cache where those cannot be written; unless it was compiled ahead. Raises KernelError.
     """
     from ..zoo import cache_dir
