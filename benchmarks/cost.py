@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
     if "--measure" in sys.argv:
-        from train.memory import keep_memory
+        from train.speed.memory import keep_memory
 
         keep_memory()  # before torch allocates anything, as train/run.py does
 
@@ -26,20 +26,20 @@ import torch
 
 from convmixer.config import ConvMixerConfig
 from convmixer.engine import find_device
-from train.batches import Part
+from train.data.batches import Part
 from train.distributed import World
-from train.layout import FORMATS, choose_layout, wrap
 from train.loop import Finish, choose_amp, train_epoch
 from train.plan import Plan
 from train.recipe import Recipe
 from train.recipes import RECIPES
 from train.schedule import image_size_at
 from train.session import device_name
+from train.speed.layout import FORMATS, choose_layout, wrap
 from train.state import new_state
 from train.watch import Watch
 
 IMAGENET_IMAGES = 1_281_167  # training set of ImageNet-1k
-CIFAR_IMAGES = {"holdout": 45_000, "tune": 40_000, "full": 50_000}  # train/cifar.py's splits
+CIFAR_IMAGES = {"holdout": 45_000, "tune": 40_000, "full": 50_000}  # train/data/cifar.py's splits
 DAY = 86_400
 
 

@@ -23,7 +23,7 @@ from convmixer.gpu.engine import GpuEngine
 from convmixer.images import load_image
 from convmixer.model import build, to_arrays
 from convmixer.preprocessing import preprocess
-from train.cifar import find_layout, load_cifar, split_cifar
+from train.data.cifar import find_layout, load_cifar, split_cifar
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 SLICE = 64

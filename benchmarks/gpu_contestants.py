@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from benchmarks.inference_models import random_network
 from convmixer.gpu.engine import GpuEngine
 from convmixer.model import ACTIVATIONS, ConvMixer, to_arrays
-from train.channel_major import use_channel_major
 from train.recipe import Recipe
+from train.speed.channel_major import use_channel_major
 
 MEASURE = "timm NCHW"  # what the others are compared with
 OURS = ("ours", "ours compiled")

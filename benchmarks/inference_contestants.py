@@ -125,7 +125,7 @@ def product(cell: Cell, library: str, precision: str) -> Iterator:
 
     The alternatives: the positions of one picture are the rows of a product, or those of several pictures together.
     """
-    from train.memory import keep_memory
+    from train.speed.memory import keep_memory
 
     keep_memory()  # a product into fresh memory would measure the operating system
     import torch

@@ -162,7 +162,7 @@ def plot(path: str | os.PathLike, result: dict) -> None:
     from matplotlib.figure import Figure
 
     from convmixer.weights import write_atomically
-    from train.pictures import DPI, GREY, INK
+    from train.report.pictures import DPI, GREY, INK
 
     by_model = models(result["cells"])
     batches = sorted({cell["batch"] for cell in result["cells"]})
@@ -188,7 +188,7 @@ def plot(path: str | os.PathLike, result: dict) -> None:
 
 def draw_cell(axes, cell: dict | None, labels: dict[str, str]) -> None:
     """The bars of one model and batch size; none where it was not measured. labels: of each contestant, in order."""
-    from train.pictures import FAINT, GREY, HELD_OUT, INK, PALE, TRAIN
+    from train.report.pictures import FAINT, GREY, HELD_OUT, INK, PALE, TRAIN
 
     abouts = {} if cell is None else cell["contestants"]
     axes.set_yticks(range(len(labels)), labels.values(), fontsize=SMALL)

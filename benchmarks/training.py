@@ -62,7 +62,7 @@ def contestant(name: str, batch_size: int, steps: int, device: str) -> Iterator[
     """Takes ``steps`` training steps at each turn; the first turn is its warm-up. Yields the precision."""
     sys.path[0] = str(ROOT)
     if name.startswith("ours"):
-        from train.memory import keep_memory
+        from train.speed.memory import keep_memory
 
         keep_memory()
         return ours(name, batch_size, steps, device)
@@ -74,13 +74,13 @@ def ours(name: str, batch_size: int, steps: int, device: str) -> Iterator[str]:
 
     import torch
 
-    from train.batches import MemoryBatches
-    from train.cifar import CIFAR10_CLASSES, LabelledImages
+    from train.data.batches import MemoryBatches
+    from train.data.cifar import CIFAR10_CLASSES, LabelledImages
     from train.distributed import World
-    from train.layout import FORMATS, choose_layout
     from train.loop import Finish, choose_amp, train_epoch
     from train.plan import Plan
     from train.recipes import RECIPES
+    from train.speed.layout import FORMATS, choose_layout
     from train.state import NOTHING_YET, new_state
     from train.watch import Watch
 

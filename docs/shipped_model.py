@@ -21,13 +21,13 @@ import torch
 
 from convmixer.model import build
 from convmixer.weights import load_checkpoint, save_checkpoint
-from train.batches import memory_batches
-from train.card import model_card
-from train.cifar import load_cifar, split_cifar
+from train.data.batches import memory_batches
+from train.data.cifar import load_cifar, split_cifar
 from train.distributed import World
 from train.loop import evaluate
-from train.pictures import draw_confusion, draw_curves
-from train.report import write_metrics
+from train.report.card import model_card
+from train.report.console import write_metrics
+from train.report.pictures import draw_confusion, draw_curves
 
 FOLDER = ROOT / "docs" / "shipped_model"
 MODEL = ROOT / "convmixer" / "assets" / "convmixer_256_8_cifar10.safetensors"

@@ -1,4 +1,4 @@
-"""Small sets of pictures, written in each of the forms that train/sources.py reads."""
+"""Small sets of pictures, written in each of the forms that train/data/sources.py reads."""
 
 import io
 import json

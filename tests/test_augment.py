@@ -10,8 +10,8 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode, autoaugment
 from torchvision.transforms import functional as F
 
-from train import augment as module
-from train.augment import OPERATIONS, augment, draw
+from train.data import augment as module
+from train.data.augment import OPERATIONS, augment, draw
 from train.recipe import Augmentation
 
 SIZE = 32

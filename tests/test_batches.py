@@ -10,15 +10,15 @@ from torchvision import transforms
 
 from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10, Preprocessing
-from train import batches
-from train.batches import MemoryBatches, SourceBatches, memory_batches, normalise
-from train.cifar import LabelledImages
+from train.data import batches
+from train.data.batches import MemoryBatches, SourceBatches, memory_batches, normalise
+from train.data.cifar import LabelledImages
+from train.data.sources import open_source
 from train.distributed import World
 from train.errors import DataError, TrainingError
 from train.plan import Plan, epoch_order
 from train.recipe import Augmentation, Recipe
 from train.recipes import RECIPES
-from train.sources import open_source
 
 CPU = torch.device("cpu")
 RECIPE = Recipe("x", ConvMixerConfig(16, 1, 5, 2, 10), CIFAR10, epochs=1, batch_size=16)

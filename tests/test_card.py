@@ -15,9 +15,9 @@ from convmixer.__main__ import parse
 from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10
 from convmixer.weights import Checkpoint
-from train import pictures
-from train.card import model_card
-from train.pictures import class_accuracy, draw_confusion, draw_curves, frequent_confusions
+from train.report import pictures
+from train.report.card import model_card
+from train.report.pictures import class_accuracy, draw_confusion, draw_curves, frequent_confusions
 
 LABELS = ("cat", "dog", "ship")
 CONFUSION = np.array([[45, 5, 0], [1, 9, 0], [0, 0, 0]])
@@ -322,9 +322,9 @@ def test_a_thousand_classes_are_drawn_as_the_largest_of_their_blocks(tmp_path, f
 def test_drawing_needs_no_display_and_leaves_pyplot_alone(python, tmp_path):
     code = f"""
 import json, sys
-import train.card, train.pictures
+import train.report.card, train.report.pictures
 before = "matplotlib" in sys.modules
-train.pictures.draw_curves({str(tmp_path / "curves.png")!r}, [], "empty")
+train.report.pictures.draw_curves({str(tmp_path / "curves.png")!r}, [], "empty")
 print(json.dumps([before, "matplotlib.pyplot" in sys.modules]))
 """
     result = python("-W", "error", "-c", code)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from convmixer.model import ConvMixer, ConvMixerConfig
-from train.channel_major import ChannelMajorConvMixer, use_channel_major
+from train.speed.channel_major import ChannelMajorConvMixer, use_channel_major
 
 
 def pair(dtype: torch.dtype = torch.float64, **config) -> tuple[ConvMixer, ConvMixer]:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from train import cifar
-from train.cifar import DataError, LabelledImages, load_cifar, split_cifar
+from train.data import cifar
+from train.data.cifar import DataError, LabelledImages, load_cifar, split_cifar
 
 
 def test_the_binary_layout(cifar10_folder):

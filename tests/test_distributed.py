@@ -15,11 +15,11 @@ from torch import nn
 
 from convmixer.model import ConvMixerConfig, build
 from convmixer.preprocessing import CIFAR10
-from train.batches import HeldOut, memory_batches
-from train.cifar import LabelledImages
+from train.data.batches import HeldOut, memory_batches
+from train.data.cifar import LabelledImages
+from train.data.sources import open_pair
 from train.distributed import World
 from train.loop import evaluate
-from train.sources import open_pair
 
 # 180 pictures: 6 steps an epoch, 18 in all, of 32 pictures or two parts of 16.
 SMALL = "--recipe cifar10 --model.dim 16 --model.depth 2 --batch-size 32 --epochs 3 --lr 0.01 --amp off"

@@ -24,7 +24,7 @@ from convmixer.preprocessing import Preprocessing
 from convmixer.weights import Checkpoint, save_checkpoint
 from convmixer.zoo import MODELS
 from train import evaluate
-from train.sources import open_source
+from train.data.sources import open_source
 
 SYNSETS = {"n01440764": "tench", "n01443537": "goldfish", "n02110958": "pug", "n03776460": "mobile home"}
 

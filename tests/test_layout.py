@@ -7,11 +7,11 @@ import torch
 
 from convmixer.engine import Machine
 from convmixer.model import ConvMixer, ConvMixerConfig
-from train import layout
-from train.channel_major import ChannelMajorConvMixer
 from train.distributed import World
-from train.layout import FORMATS, MEASURED, Layout, agree_on_layout, choose_layout, known_layout, wrap
 from train.recipes import RECIPES
+from train.speed import layout
+from train.speed.channel_major import ChannelMajorConvMixer
+from train.speed.layout import FORMATS, MEASURED, Layout, agree_on_layout, choose_layout, known_layout, wrap
 from train.state import new_state
 
 CPU = torch.device("cpu")

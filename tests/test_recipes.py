@@ -25,7 +25,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomHorizon
 
 from convmixer.config import count_parameters
 from train import loop
-from train.batches import Part, training_transform
+from train.data.batches import Part, training_transform
 from train.distributed import World
 from train.loop import Finish, choose_amp, train_epoch
 from train.plan import Plan

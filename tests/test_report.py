@@ -1,4 +1,4 @@
-"""train/report.py: the CSV, the console on a real terminal and through a pipe, and TensorBoard's files read back."""
+"""`train.report.console`: the CSV, the console on a terminal and through a pipe, TensorBoard's files read back."""
 
 import csv
 import fcntl
@@ -16,7 +16,7 @@ import time
 import pytest
 
 from train.errors import TrainingError
-from train.report import COLUMNS, Console, TensorBoard, best_row, duration, write_metrics
+from train.report.console import COLUMNS, Console, TensorBoard, best_row, duration, write_metrics
 
 ROW = {
     "epoch": 1,

@@ -16,9 +16,9 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader
 
 from convmixer.images import load_image
+from train.data.samples import MapSamples, Source, StreamSamples, as_timm, data_error_line, sample_seed
+from train.data.sources import open_source
 from train.errors import DataError
-from train.samples import MapSamples, Source, StreamSamples, as_timm, data_error_line, sample_seed
-from train.sources import open_source
 
 
 def as_it_is(sample):

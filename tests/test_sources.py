@@ -10,8 +10,8 @@ import pytest
 from picture_sets import CLASSES, encode, pictures, write_folder, write_parquet, write_shards, write_tar
 from timm.data import create_dataset
 
+from train.data.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 from train.errors import DataError
-from train.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 
 
 @pytest.fixture(scope="module", autouse=True)

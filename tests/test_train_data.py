@@ -12,11 +12,11 @@ from convmixer import Classifier, load_checkpoint
 from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import Preprocessing
 from train import run as train_run
-from train.batches import StreamBatches
+from train.data.batches import StreamBatches
+from train.data.sources import open_source
 from train.distributed import World
 from train.errors import TrainingError
 from train.recipe import Augmentation, Recipe
-from train.sources import open_source
 
 SMALL = ["--recipe", "imagenet_1536_20", "--model.dim", "16", "--model.depth", "1", "--model.patch-size", "4"]
 SMALL += ["--model.kernel-size", "3", "--preprocessing.size", "24", "--epochs", "1", "--workers", "1"]

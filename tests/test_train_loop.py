@@ -9,14 +9,14 @@ from torch import nn
 from convmixer.model import ConvMixerConfig, build
 from convmixer.preprocessing import CIFAR10
 from train import loop
-from train.batches import Part, normalise
-from train.depthwise import DepthwiseConv2d, use_fast_depthwise
+from train.data.batches import Part, normalise
 from train.distributed import World
 from train.errors import TrainingError
 from train.loop import Finish
 from train.plan import Plan
 from train.recipe import Augmentation, Recipe
 from train.schedule import onecycle
+from train.speed.depthwise import DepthwiseConv2d, use_fast_depthwise
 from train.state import NOTHING_YET, new_state
 from train.watch import Watch
 

@@ -2,7 +2,7 @@
 
     python train/evaluate.py --model NAME|FILE --data DATA [--decode timm|classifier] [--flip] [--json]
 
-DATA is a folder with one subfolder of pictures a class, a .tar file, wds/FOLDER or hfds/NAME (see train/sources.py), or
+DATA is a folder with one subfolder of pictures a class, a .tar file, wds/FOLDER or hfds/NAME (see `train.data.sources`), or
 a folder with CIFAR-10 or CIFAR-100, whose parts --split names. Prints top-1 and top-5 accuracy with their counts,
 beside them what was published about the model or what it reports of itself, and the accuracy of each class.
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
-    from train.memory import keep_memory
+    from train.speed.memory import keep_memory
 
     keep_memory()  # before torch allocates anything
 
@@ -32,13 +32,13 @@ import tyro
 from torch import Tensor, nn
 
 from convmixer import Classifier, load_image
-from train.batches import Prepared, batches_of, memory_batches, read_with_workers, readable
-from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
+from train.data.batches import Prepared, batches_of, memory_batches, read_with_workers, readable
+from train.data.cifar import LabelledImages, find_layout, load_cifar, split_cifar
+from train.data.samples import as_timm
+from train.data.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 from train.distributed import World
 from train.errors import DataError
 from train.loop import choose_amp, evaluate
-from train.samples import as_timm
-from train.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 
 CLASSES_SHOWN = 20  # with more classes only the worst ones are printed; --json has them all
 

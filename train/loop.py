@@ -13,7 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from train import schedule
-from train.batches import Part, normalise
+from train.data.batches import Part, normalise
 from train.distributed import World, average_statistics
 from train.errors import TrainingError
 from train.recipe import Recipe

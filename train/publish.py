@@ -32,7 +32,7 @@ from convmixer.weights import (
     read_description,
     write_atomically,
 )
-from train.card import model_card
+from train.report.card import model_card
 
 MODEL, CONFIG, CARD = hub.WEIGHTS, hub.CONFIG, "README.md"
 RECORDS = ("metrics.csv", "recipe.json")

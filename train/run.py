@@ -14,7 +14,7 @@ from pathlib import Path
 
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, so that `train` and `convmixer` are found
-    from train.memory import keep_memory
+    from train.speed.memory import keep_memory
 
     keep_memory()  # before torch allocates anything
 
@@ -29,10 +29,10 @@ import tyro
 from convmixer import zoo
 from train.distributed import join
 from train.errors import TrainingError
-from train.layout import Compile
 from train.recipe import Recipe
 from train.recipes import RECIPES
 from train.session import train
+from train.speed.layout import Compile
 
 
 @dataclasses.dataclass(frozen=True)

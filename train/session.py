@@ -16,16 +16,16 @@ import torch
 from convmixer import zoo
 from convmixer.model import to_arrays, to_tensors
 from convmixer.weights import Checkpoint, save_checkpoint, write_atomically
-from train.batches import Data, open_data
-from train.card import model_card
+from train.data.batches import Data, open_data
 from train.distributed import World
 from train.errors import TrainingError
-from train.layout import FORMATS, agree_on_layout, wrap
 from train.loop import Finish, choose_amp, evaluate, train_epoch
-from train.pictures import draw_confusion, draw_curves
 from train.recipe import Recipe
-from train.report import Console, TensorBoard, write_metrics
+from train.report.card import model_card
+from train.report.console import Console, TensorBoard, write_metrics
+from train.report.pictures import draw_confusion, draw_curves
 from train.schedule import onecycle_at_step
+from train.speed.layout import FORMATS, agree_on_layout, wrap
 from train.state import (
     BEST,
     LAST,

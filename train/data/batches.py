@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader
 from convmixer.images import load_image
 from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import Preprocessing, preprocess
-from train.augment import Chances, augment, draw, together
-from train.cifar import LabelledImages, find_layout, load_cifar, split_cifar
+from train.data.augment import Chances, augment, draw, together
+from train.data.cifar import LabelledImages, find_layout, load_cifar, split_cifar
+from train.data.samples import MapSamples, Source, StreamSamples, data_error_line
+from train.data.sources import open_pair
 from train.distributed import World
 from train.errors import DataError, TrainingError
 from train.plan import Plan, epoch_order
 from train.recipe import Recipe
-from train.samples import MapSamples, Source, StreamSamples, data_error_line
-from train.sources import open_pair
 from train.watch import leave_signals_to_the_parent
 
 TOGETHER = 11_264  # pictures that a GPU augments at once: 22 batches of CIFAR's recipes, 35 MB as they are stored

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from timm.data import create_dataset
 
+from train.data.samples import Source, column_values, reason_of
 from train.errors import DataError
-from train.samples import Source, column_values, reason_of
 
 SYNONYMS = (("train", "training"), ("val", "validation", "valid", "eval", "evaluation"), ("test", "testing"))
 SPLITS = tuple(name for names in SYNONYMS for name in names)

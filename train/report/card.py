@@ -9,8 +9,8 @@ import numpy as np
 
 from convmixer.config import count_parameters
 from convmixer.weights import Checkpoint
-from train.pictures import LABELLED, class_accuracy, frequent_confusions
-from train.report import best_row, duration, is_known, rate
+from train.report.console import best_row, duration, is_known, rate
+from train.report.pictures import LABELLED, class_accuracy, frequent_confusions
 
 WORST = 10  # classes in the table where there are too many for all
 CONFUSIONS = 3
@@ -24,7 +24,7 @@ BELONGS_TO = {"augmentation.ra_m": "augmentation.ra_n", "augmentation.remode": "
 def model_card(checkpoint: Checkpoint, history: list[dict], confusion: np.ndarray | None) -> str:
     """The card as Markdown with YAML front matter; it links to curves.png and confusion.png beside it.
 
-    history: rows as in train/report.py. confusion: int64 (C, C) of the last evaluation, rows true class, columns
+    history: rows as in `console`. confusion: int64 (C, C) of the last evaluation, rows true class, columns
     answer; None if there was none. Whatever the run does not say, its line is left out.
     """
     front_matter = ["---", *_front_matter(checkpoint), "---"]

@@ -18,8 +18,7 @@ import numpy as np
 from timm.data import ImageDataset, create_dataset
 from timm.data.readers import img_extensions
 
-from train.errors import DataError
-from train.formats import (
+from train.data.formats import (
     SPLITS,
     SYNONYMS,
     check_known,
@@ -31,7 +30,8 @@ from train.formats import (
     open_stream,
     stream_info,
 )
-from train.samples import MapSamples, Source, StreamSamples, sample_seed
+from train.data.samples import MapSamples, Source, StreamSamples, sample_seed
+from train.errors import DataError
 
 __all__ = ["MapSamples", "Source", "StreamSamples", "open_pair", "open_source", "sample_seed"]
 

@@ -1,6 +1,6 @@
 """Training on channel-major feature maps, where all convolutions are products on a GPU's matrix units.
 
-`convmixer/gpu/kernels.py` says why; train/layout.py chooses it where it is the fastest way to train.
+`convmixer/gpu/kernels.py` says why; train/speed/layout.py chooses it where it is the fastest way to train.
 """
 
 import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convmixer.weights import write_atomically
-from train.report import best_row
+from train.report.console import best_row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def shorten(label: str, length: int = LABEL_LENGTH) -> str:
 
 
 def draw_curves(path: str | os.PathLike, history: list[dict], title: str) -> None:
-    """Writes a PNG with loss, top-1 accuracy and learning rate over the epochs of ``history`` (see train/report.py).
+    """Writes a PNG with loss, top-1 accuracy and learning rate over the epochs of ``history`` (see `console`).
 
     What was measured in some epochs only has a marker for each of them; what was never measured is left out.
     """

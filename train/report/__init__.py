@@ -1,0 +1,1 @@
+"""What a run tells: the console and its logs, the model card, the pictures."""

@@ -1,0 +1,1 @@
+"""What makes training fast: the memory format, our kernels, the C library's memory."""
