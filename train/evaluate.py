@@ -2,7 +2,8 @@
 
     python train/evaluate.py --model NAME|FILE --data DATA [--decode timm|classifier] [--flip] [--json]
 
-DATA is a folder with one subfolder of pictures a class, a .tar file, wds/FOLDER or hfds/NAME (see `train.data.sources`), or
+DATA is a folder with one subfolder of pictures a class, a .tar file, wds/FOLDER or hfds/NAME (see
+`train.data.sources`), or
 a folder with CIFAR-10 or CIFAR-100, whose parts --split names. Prints top-1 and top-5 accuracy with their counts,
 beside them what was published about the model or what it reports of itself, and the accuracy of each class.
 
