@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .weights import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
     from .zoo import ModelError
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = [
     "Checkpoint",
     "CheckpointError",

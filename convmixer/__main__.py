@@ -5,6 +5,8 @@ import json
 import os
 import sys
 
+from convmixer import __version__
+
 DONE, WRONG = 0, 2  # exit codes; classify also has 1, for some that failed
 HEATMAP_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -18,6 +20,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="convmixer", description="Classify pictures with ConvMixer.")
+    parser.add_argument("--version", action="version", version=f"convmixer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     classify = commands.add_parser("classify", help="say what is in pictures", description="Say what is in pictures.")

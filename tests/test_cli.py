@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import convmixer
 from convmixer import Classifier
 from convmixer.__main__ import main
 from convmixer.classify import percent
@@ -190,3 +191,7 @@ def test_the_real_photographs_with_the_shipped_model(run, photos, capsys):
         assert code == 0
         assert answer["model"] == "convmixer_256_8_cifar10"
         assert answer["predictions"][0]["label"] == name and answer["predictions"][0]["score"] > 0.99
+
+
+def test_version(run):
+    assert run("--version") == (0, f"convmixer {convmixer.__version__}\n", "")

@@ -182,7 +182,7 @@ def test_the_container_gets_what_it_needs():
     rooms = [file for room in ("convmixer", "serving") for file in (ROOT / room).rglob("*") if file.suffix in kinds]
     assert len(rooms) > 20
     files = [str(file.relative_to(ROOT)) for file in rooms]
-    for path in ("predict.py", *CONFIGS, "container/prepare.sh", "LICENSE", ".cog/openapi_schema.json", *files):
+    for path in ("predict.py", *CONFIGS, "serving/prepare.sh", "LICENSE", ".cog/openapi_schema.json", *files):
         assert not ignored(path), path
 
 
@@ -195,7 +195,7 @@ def test_the_container_gets_nothing_large_or_private(path):
     assert ignored(path)
 
 
-# container/prepare.sh, with stand-ins for all that it runs.
+# serving/prepare.sh, with stand-ins for all that it runs.
 
 STAND_IN = """#!/bin/sh
 echo "$(basename "$0") $*" >>log
@@ -213,15 +213,15 @@ def prepare(tmp_path):
     commands.mkdir()
     for name in ("sh", "basename", "dirname", "cp", "mkdir"):
         (commands / name).symlink_to(shutil.which(name))
-    (tmp_path / "container").mkdir()
-    shutil.copy(ROOT / "container" / "prepare.sh", tmp_path / "container")
+    (tmp_path / "serving").mkdir()
+    shutil.copy(ROOT / "serving" / "prepare.sh", tmp_path / "container")
 
     def run(*words: str, tools=(), weights: str = "") -> tuple[str, list[str]]:
         for name in ("apt-get", "python", "chmod", "rm", *tools):
             (commands / name).write_text(STAND_IN)
             (commands / name).chmod(0o755)
         environment = {"PATH": str(commands), "CONVMIXER_CACHE": str(tmp_path / "cache"), "WEIGHTS": weights}
-        command = ["sh", "container/prepare.sh", *words]
+        command = ["sh", "serving/prepare.sh", *words]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         return done.stdout, (tmp_path / "log").read_text().splitlines()
 

@@ -90,7 +90,7 @@ def test_what_only_the_build_needs_is_not_in_the_image(image):
 
 def test_the_project_in_the_image_is_what_runs(image):
     (found,) = inside(image, "cd /src && echo $(ls -A)")
-    expected = {".cog", "LICENSE", "cog.yaml", "cog.cpu.yaml", "container", "convmixer", "predict.py", "serving"}
+    expected = {".cog", "LICENSE", "cog.yaml", "cog.cpu.yaml", "convmixer", "predict.py", "serving"}
     assert set(found.split()) == expected
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import convmixer
 from convmixer.cpu import compiler
 from convmixer.cpu.engine import pack
 from convmixer.cpu.numpy_engine import NumpyEngine
@@ -104,7 +105,7 @@ def test_a_wheel_needs_no_compiler(tmp_path):
         pytest.skip("pip cannot fetch setuptools")
     assert not done.returncode, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    assert wheel.name == f"convmixer-{convmixer.__version__}-py3-none-linux_x86_64.whl"
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     ahead = tmp_path / "site" / "convmixer" / "cpu" / compiler.AHEAD
     assert len(list(ahead.glob("*.so"))) == 5
