@@ -214,7 +214,7 @@ def prepare(tmp_path):
     for name in ("sh", "basename", "dirname", "cp", "mkdir"):
         (commands / name).symlink_to(shutil.which(name))
     (tmp_path / "serving").mkdir()
-    shutil.copy(ROOT / "serving" / "prepare.sh", tmp_path / "container")
+    shutil.copy(ROOT / "serving" / "prepare.sh", tmp_path / "serving")
 
     def run(*words: str, tools=(), weights: str = "") -> tuple[str, list[str]]:
         for name in ("apt-get", "python", "chmod", "rm", *tools):
