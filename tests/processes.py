@@ -113,6 +113,21 @@ def speaks_of(pid: int, word: str) -> bool:
     return False
 
 
+def children(pid: int) -> list[int]:
+    numbers = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [number for number in numbers if fields_of(number)[1:2] == [str(pid)]]
+
+
+def child(pid: int, word: str, seconds: float = 60) -> int:
+    """The one child of a process whose command line has ``word``, as soon as there is one."""
+    end = time.monotonic() + seconds
+    while not (found := [number for number in children(pid) if speaks_of(number, word)]):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (number,) = found
+    return number
+
+
 def wait_until_gone(belongs: Callable[[int], bool], seconds: float = 10) -> list[int]:
     """The processes that are still there after a while; it ends them."""
     end = time.monotonic() + seconds

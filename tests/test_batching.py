@@ -1,7 +1,6 @@
 """serving/batching.py by itself: who goes with whom, and who gets which answer."""
 
 import asyncio
-import random
 import threading
 
 import pytest
@@ -122,35 +121,5 @@ def test_a_cancelled_request_leaves_its_place_to_another():
         assert all(isinstance(answers[index], asyncio.CancelledError) for index in (0, 1, 3))
         assert device.batches == [[0], [2, 4]]
         assert await batcher.submit(0, 9) == 27
-
-    asyncio.run(check())
-
-
-def test_hundreds_of_interleaved_requests_get_their_own_answers():
-    chance = random.Random(0)
-    kinds = chance.choices(["good", "guilty", "cancelled"], [80, 10, 10], k=600)
-
-    async def check():
-        device = Device()
-        batcher = Batcher(device.run, most_together=7)
-        outcomes = {}
-
-        async def request(number: int, kind: str, wait: float, patience: float) -> None:
-            await asyncio.sleep(wait)
-            task = asyncio.create_task(batcher.submit(number % 3, -number if kind == "guilty" else number))
-            if kind == "cancelled":
-                await asyncio.sleep(patience)
-                task.cancel()
-            (outcomes[number],) = await asyncio.gather(task, return_exceptions=True)
-
-        times = ((chance.uniform(0, 0.05), chance.uniform(0, 0.003)) for _ in kinds)
-        await asyncio.gather(*(request(n, kind, *next(times)) for n, kind in enumerate(kinds, 1)))
-        for number, kind in enumerate(kinds, 1):
-            outcome = outcomes[number]
-            if kind == "guilty":
-                assert repr(outcome) == f"ArithmeticError('a batch with -{number}')"
-            elif kind == "good" or not isinstance(outcome, asyncio.CancelledError):
-                assert outcome == 3 * number + number % 3
-        assert not batcher._waiting  # nothing is kept of those that are gone
 
     asyncio.run(check())

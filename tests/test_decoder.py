@@ -18,8 +18,8 @@ from cog_server import encoded, noise, png_header, wait_until
 from PIL import ExifTags, Image
 from processes import fields_of, wait_until_gone
 
-from convmixer import Classifier, ImageError, Preprocessing, load_image
-from convmixer.preprocessing import CIFAR10, IMAGENET, normalise, resize_and_crop
+from convmixer import ImageError, Preprocessing, load_image
+from convmixer.preprocessing import CIFAR10, IMAGENET, resize_and_crop
 from serving import RequestError
 from serving import decoder as module
 from serving.decoder import Decoder
@@ -83,7 +83,10 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("preprocessing", [CIFAR10, IMAGENET], ids=["32 px", "224 px"])
+ODD = replace(CIFAR10, size=45, crop_pct=0.7, interpolation="lanczos", mean=(0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize("preprocessing", [CIFAR10, IMAGENET, ODD], ids=["32 px", "224 px", "45 px"])
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_networks_input_is_the_same_bit_for_bit(decoder, run, name, preprocessing):
     pixels, shown = run(decoder.decode(PICTURES[name], preprocessing))
@@ -98,13 +101,6 @@ def test_the_picture_to_show_is_the_same_and_changes_nothing_about_the_input(dec
     wanted.thumbnail((2048, 2048))
     assert shown == wanted
     assert np.array_equal(pixels, here(PICTURES[name], IMAGENET))
-
-
-def test_the_answer_is_the_same_as_without_it(decoder, run, random_checkpoint):
-    classifier = Classifier(str(random_checkpoint()))
-    for picture in PICTURES.values():
-        pixels, _ = run(decoder.decode(picture, classifier.preprocessing))
-        assert classifier.classify(normalise(pixels, classifier.preprocessing)) == classifier.classify(picture)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +326,3 @@ def test_it_ends_when_its_parent_is_killed():
         assert fields_of(pid)
         parent.kill()
     assert wait_until_gone(lambda each: each == pid) == []
-
-
-def test_a_preprocessing_of_any_kind_is_followed(decoder, run):
-    odd = replace(CIFAR10, size=45, crop_pct=0.7, interpolation="lanczos", mean=(0.1, 0.2, 0.3))
-    assert np.array_equal(run(decoder.decode(OTHER, odd))[0], here(OTHER, odd))

@@ -108,17 +108,6 @@ def test_special_files_are_not_opened(tmp_path):
         assert "not a regular file" in refuse(path)
 
 
-def test_permission_denied(tmp_path, monkeypatch):
-    path = tmp_path / "secret.png"
-    path.touch()
-
-    def deny(*args):
-        raise PermissionError(13, "Permission denied")  # the tests may run as root, who may read everything
-
-    monkeypatch.setattr(images, "open", deny, raising=False)
-    assert "secret.png cannot be opened (Permission denied)" in refuse(path)
-
-
 # Files that are no picture, or a broken one
 
 

@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 import re
-import resource as limits
 import struct
 import zipfile
 from collections import OrderedDict
@@ -23,7 +22,7 @@ from torch import nn
 from convmixer import model
 from convmixer.config import ConvMixerConfig, count_parameters
 from convmixer.labels import imagenet_labels
-from convmixer.preprocessing import CIFAR10, IMAGENET
+from convmixer.preprocessing import CIFAR10
 from convmixer.readers import infer_config
 from convmixer.weights import (
     Checkpoint,
@@ -240,19 +239,6 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_full_disk_leaves_the_old_file_alone(ours):
-    checkpoint = load_checkpoint(ours)
-    usual = limits.getrlimit(limits.RLIMIT_FSIZE)
-    limits.setrlimit(limits.RLIMIT_FSIZE, (1000, usual[1]))  # writing more fails, as it does on a full disk
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_checkpoint(ours, replace(checkpoint, name="newer"))
-    finally:
-        limits.setrlimit(limits.RLIMIT_FSIZE, usual)
-    assert load_checkpoint(ours).name == "convmixer_8_3"
-    assert os.listdir(ours.parent) == [ours.name]
-
-
 def test_written_file_has_the_usual_permissions_and_links_stay(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "plain").touch()
@@ -313,14 +299,6 @@ def test_training_checkpoint_as_the_authors_script_writes_it(tmp_path, averaged,
     assert_same_logits(load_checkpoint(tmp_path / "last.pth.tar"), average if averaged else network)
 
 
-def test_real_namespace_is_read_again_after_us(tmp_path, network):
-    """Loading lets nothing through, and changes nothing, for other users of torch.load in the process."""
-    save_zipped({"state_dict": network.state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
-    load_checkpoint(tmp_path / "a.pth")
-    with pytest.raises(pickle.UnpicklingError, match="Namespace"):
-        torch.load(tmp_path / "a.pth", weights_only=True)
-
-
 def test_half_precision_becomes_float32_and_missing_counters_zero(tmp_path, network):
     tensors = {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
@@ -329,20 +307,6 @@ def test_half_precision_becomes_float32_and_missing_counters_zero(tmp_path, netw
         assert all(np.array_equal(loaded[name], tensor.to(dtype).float()) for name, tensor in tensors.items())
         assert loaded["blocks.2.3.num_batches_tracked"] == 0
         model.build(CONFIG, loaded)
-
-
-def test_published_768_32_as_the_authors_released_it(tmp_path):
-    """At its full size: a real download opens, and quickly."""
-    config = ConvMixerConfig(768, 32, kernel_size=7, patch_size=7, activation="relu")
-    with torch.device("meta"):
-        tensors = authors_network(config).state_dict()
-    ones = {name: torch.ones_like(tensor, device="cpu") for name, tensor in tensors.items()}
-    save_zipped(ones, tmp_path / "convmixer_768_32_ks7_p7_relu.pth.tar")
-    loaded = load_checkpoint(tmp_path / "convmixer_768_32_ks7_p7_relu.pth.tar")
-    assert loaded.config == config
-    assert loaded.name == "convmixer_768_32_ks7_p7_relu"
-    assert loaded.labels == imagenet_labels()
-    assert loaded.preprocessing == IMAGENET
 
 
 @pytest.mark.parametrize("classes", [1000, 10])
@@ -390,28 +354,12 @@ def test_code_in_a_pickle_is_not_run(tmp_path, network, save, function):
     assert not trace.exists()
 
 
-def test_whole_network_in_a_pickle_is_refused(tmp_path, network):
-    save_zipped(network, tmp_path / "a.pth")
-    assert_refused(tmp_path / "a.pth", r"refused, it could run code \('timm.models.convmixer.ConvMixer'\)")
-
-
 def test_no_such_file_or_not_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert_refused(tmp_path / "none.pth", "there is no such file")
     assert_refused(tmp_path, "holds none of model.safetensors, ")
     assert_refused(tmp_path / "pipe", "is not a file")
     assert_refused(tmp_path / ("n" * 300), "File name too long")
-
-
-def test_no_permission(ours):
-    ours.chmod(0)
-    user = os.geteuid()
-    if user == 0:  # root may read every file
-        os.seteuid(65534)
-    try:
-        assert_refused(ours, "cannot be read: Permission denied")
-    finally:
-        os.seteuid(user)
 
 
 def test_things_that_are_no_checkpoint(tmp_path):
