@@ -32,7 +32,7 @@ from train.plan import Plan
 from train.recipe import Recipe
 from train.recipes import RECIPES
 from train.run import parse
-from train.schedule import onecycle_at_step
+from train.schedule import rate_at_step
 from train.state import TrainingState, new_state
 from train.watch import Watch
 
@@ -68,7 +68,7 @@ class Built:
         """The learning rate of the step that ends at ``t``, in epochs; t lies on the end of a step."""
         step = round(t * self.plan.steps) - 1
         epoch, step = divmod(step, self.plan.steps)
-        return onecycle_at_step(epoch, step, self.plan.steps, self.recipe.epochs, self.recipe.lr)
+        return rate_at_step(self.recipe, epoch, step, self.plan.steps)
 
 
 @cache
@@ -244,7 +244,20 @@ def test_a_new_field_must_be_held_against_the_published_settings():
     assert {field.name for field in fields(Recipe)} == {
         *("name", "model", "preprocessing", "epochs", "batch_size", "micro_batch", "drop_last", "lr", "head_lr"),
         "weight_decay",
-        *("decay_all", "eps", "clip_grad", "label_smoothing", "augmentation", "image_sizes", "ema", "sync_norm", "amp"),
+        *(
+            "opt",
+            "sched",
+            "warmup_epochs",
+            "decay_all",
+            "eps",
+            "clip_grad",
+            "label_smoothing",
+            "augmentation",
+            "image_sizes",
+            "ema",
+            "sync_norm",
+            "amp",
+        ),
         *("memory_format", "seed", "split", "hold_out", "weights"),
     }
 

@@ -1,8 +1,11 @@
 """The schedules, as pure functions."""
 
+from dataclasses import replace
+
 import pytest
 
-from train.schedule import image_size_at, onecycle, onecycle_at_step
+from train.recipes import RECIPES
+from train.schedule import image_size_at, onecycle, onecycle_at_step, rate_at_step
 
 # The rate that the authors' script printed after each epoch of its 25-epoch run, peak 0.05, 98 steps an epoch:
 # https://github.com/locuslab/convmixer-cifar10
@@ -39,3 +42,20 @@ def test_image_sizes():
     assert [image_size_at(epoch, sizes, 32) for epoch in (0, 7, 8, 13, 14, 99)] == [16, 16, 24, 24, 32, 32]
     assert image_size_at(3, (), 32) == 32
     assert image_size_at(0, ((5, 16),), 32) == 32
+
+
+@pytest.mark.parametrize(
+    ("sched", "warmup", "rates"),
+    [
+        ("cosine", 0, {0: 1.0, 10: 0.5, 15: (1 - 2**-0.5) / 2}),
+        ("poly", 0, {0: 1.0, 5: 0.75, 10: 0.5, 19: 0.05}),
+        ("constant", 2, {0: 0.0, 1: 0.25, 2: 0.5, 4: 1.0, 19: 1.0}),
+        ("wsd", 1, {0: 0.0, 1: 0.5, 2: 1.0, 15: 1.0, 18: 1 - 0.5**0.5}),
+        ("onecycle", 0, {7: 1.0, 15: 0.05, 19: 0.0}),
+    ],
+)
+def test_timms_schedules_depend_on_the_step_alone(sched, warmup, rates):
+    """Ten epochs of two steps; asked for out of order, as a resumed run does."""
+    recipe = replace(RECIPES["cifar10"], sched=sched, warmup_epochs=warmup, epochs=10, lr=1.0)
+    for step, rate in reversed(rates.items()):
+        assert rate_at_step(recipe, step // 2, step % 2, 2) == pytest.approx(rate), step

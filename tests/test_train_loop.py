@@ -127,14 +127,32 @@ def test_accumulated_parts_have_the_gradient_of_their_mean():
         assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5), name
 
 
-def test_training_learns():
-    recipe = dataclasses.replace(TINY, epochs=20, lr=0.01)
+@pytest.mark.parametrize(
+    "settings", [{}, {"opt": "muon", "lr": 0.03}, {"opt": "nesterov", "lr": 0.2, "sched": "cosine"}]
+)
+def test_training_learns(settings):
+    recipe = dataclasses.replace(TINY, **{"epochs": 20, "lr": 0.01} | settings)
     state = new_state(recipe, CPU, "off")
     losses = []
     for epoch in range(20):
         state.epoch = epoch
         losses.append(train_epoch(state, recipe, batches(2))["loss"])
     assert losses[-1] < losses[0] / 2  # it can learn sixteen pictures by heart
+
+
+def test_muon_takes_the_1x1_convolutions_alone():
+    state = new_state(dataclasses.replace(TINY, opt="muon", weight_decay=0.1), CPU, "off")
+    (muon,) = [group for group in state.optimizer.param_groups if not group["use_fallback"]]
+    assert [tuple(p.shape) for p in muon["params"]] == [(16, 16, 1, 1)] * 2
+    assert {group["weight_decay"] for group in state.optimizer.param_groups} == {0.1}
+    train_epoch(state, dataclasses.replace(TINY, opt="muon"), batches(1))
+    assert "exp_avg_sq" not in state.optimizer.state[muon["params"][0]]
+    assert "exp_avg_sq" in state.optimizer.state[state.network.head.weight]
+
+
+def test_an_optimizer_whose_package_is_missing_is_one_line():
+    with pytest.raises(TrainingError, match=r"bnbadam cannot be used: .*; try --opt adamw"):
+        new_state(dataclasses.replace(TINY, opt="bnbadam"), CPU, "off")
 
 
 def inputs_of(state) -> list:

@@ -132,7 +132,7 @@ def train_epoch(
 
     source = iter(parts(state.epoch, state.step))
     for step in range(state.step, plan.steps):
-        lr = schedule.onecycle_at_step(state.epoch, step, plan.steps, recipe.epochs, recipe.lr)
+        lr = schedule.rate_at_step(recipe, state.epoch, step, plan.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         stretches = plan.parts(step, world.rank)

@@ -3,8 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from timm.optim import list_optimizers
+
 from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import Preprocessing
+
+OPTIMIZERS = set(list_optimizers()) - {"adahessian"}  # that one needs second derivatives
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,15 @@ class Recipe:
     batch_size: int = 512  # pictures an optimizer step, over all processes and accumulated parts
     micro_batch: int = 512  # most pictures a process puts through the network at once; batch norm sees these
     drop_last: bool = False  # leave out an epoch's last, smaller batch
-    lr: float = 0.05  # the peak of the onecycle schedule, for the whole batch_size: it is not scaled by anything
+    lr: float = 0.05  # the schedule's peak, for the whole batch_size: it is not scaled by anything
+    opt: str = "adamw"  # an optimizer of timm's by its name there; muon takes the 1x1 convolutions, AdamW the rest
+    # onecycle: the authors' three straight lines; the others are timm's, poly the straight line down to 0
+    sched: Literal["onecycle", "cosine", "poly", "wsd", "constant"] = "onecycle"
+    warmup_epochs: int = 0  # of timm's schedules: at the start the rate rises from 0
     head_lr: float = 1.0  # the classifier's learning rate as a multiple of the others'
-    weight_decay: float = 0.005  # AdamW
+    weight_decay: float = 0.005
     decay_all: bool = True  # decay biases and norms, too
-    eps: float = 1e-8  # AdamW
+    eps: float = 1e-8  # of the optimizer
     clip_grad: float | None = None  # largest norm of the gradient; none: not clipped
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -59,6 +67,12 @@ class Recipe:
         for name in ("epochs", "batch_size", "micro_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.opt not in OPTIMIZERS:
+            raise ValueError(
+                f"opt is {self.opt!r}; it must be one of timm's optimizers, such as adamw, lamb, muon or sgd"
+            )
+        if self.warmup_epochs and self.sched == "onecycle":
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; onecycle has its own warm-up, so it must be 0")
         if not 0 < self.hold_out < 1:
             raise ValueError(f"hold_out is {self.hold_out}; it must be between 0 and 1, such as 0.1")
         firsts = [first for first, _ in self.image_sizes]

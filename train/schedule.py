@@ -1,6 +1,41 @@
 """Learning-rate and picture-size schedules as pure functions of the training time."""
 
+from functools import cache
+
 import numpy as np
+import torch
+from timm.scheduler import create_scheduler_v2
+
+from train.recipe import Recipe
+
+
+def rate_at_step(recipe: Recipe, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """The recipe's learning rate of optimizer step ``step`` (from 0) of ``epoch`` (from 0); some groups get a multiple.
+
+    Raises ValueError for a schedule that timm refuses.
+    """
+    if recipe.sched == "onecycle":
+        return onecycle_at_step(epoch, step, steps_per_epoch, recipe.epochs, recipe.lr)
+    scheduler = timm_schedule(recipe.sched, recipe.lr, recipe.epochs, recipe.warmup_epochs, steps_per_epoch)
+    scheduler.step_update(epoch * steps_per_epoch + step)
+    return scheduler.optimizer.param_groups[0]["lr"]
+
+
+@cache
+def timm_schedule(name: str, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int):
+    """timm's schedule by steps, on an optimizer of its own: the rate then depends on nothing but the step."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        name,
+        num_epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=0.0,
+        decay_rate=1.0,  # poly's power
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return scheduler
 
 
 def onecycle(t: float, epochs: int, lr_max: float) -> float:

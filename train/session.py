@@ -24,7 +24,7 @@ from train.recipe import Recipe
 from train.report.card import model_card
 from train.report.console import Console, TensorBoard, write_metrics
 from train.report.pictures import draw_confusion, draw_curves
-from train.schedule import onecycle_at_step
+from train.schedule import rate_at_step
 from train.speed.layout import FORMATS, agree_on_layout, wrap
 from train.state import (
     BEST,
@@ -121,7 +121,9 @@ class Session:
         self.watch = Watch(run.save_every, self.note)
         amp = choose_amp(recipe.amp, world.device)
         content, used, notes = read_newest(out)
-        stored = content and {"compiled": False} | content["recipe"]  # runs of older releases do not say it
+        # What the runs of older releases do not say.
+        added = {"compiled": False, "opt": "adamw", "sched": "onecycle", "warmup_epochs": 0}
+        stored = content and added | content["recipe"]
         layout = agree_on_layout(recipe, run.compile, amp, world, stored)
         self.recipe = recipe = dataclasses.replace(recipe, memory_format=layout.memory_format)
         self.resolved, self.layout = resolve(recipe, amp, layout.compiled), layout
@@ -194,7 +196,7 @@ class Session:
         seen, images = max(sums["seen"], 1), max(counts["images"], 1)
         row = {
             "epoch": state.epoch + 1,
-            "lr": onecycle_at_step(state.epoch, plan.steps - 1, plan.steps, self.recipe.epochs, self.recipe.lr),
+            "lr": rate_at_step(self.recipe, state.epoch, plan.steps - 1, plan.steps),
             "train_loss": sums["loss"] / seen,
             "train_top1": math.nan if self.finish.mixup else 100 * sums["correct"] / seen,
             "held_out_loss": counts["loss"],

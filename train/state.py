@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -87,12 +88,26 @@ def parameter_groups(network: ConvMixer, recipe: Recipe) -> list[dict]:
 
     The CIFAR-10 script decays every parameter; timm, which trained the ImageNet models, leaves out biases and norms.
     """
-    groups: dict[tuple[float, float], list] = {}
+    groups: dict[tuple, list] = {}
     for name, parameter in network.named_parameters():
-        decay = recipe.weight_decay if recipe.decay_all or parameter.ndim > 1 else 0.0
-        scale = recipe.head_lr if name.startswith("head.") else 1.0
-        groups.setdefault((decay, scale), []).append(parameter)
-    return [{"params": p, "weight_decay": decay, "lr_scale": scale} for (decay, scale), p in groups.items()]
+        options = {
+            "weight_decay": recipe.weight_decay if recipe.decay_all or parameter.ndim > 1 else 0.0,
+            "lr_scale": recipe.head_lr if name.startswith("head.") else 1.0,
+        }
+        if "muon" in recipe.opt:  # made for matrices between hidden layers; AdamW takes what is marked here
+            options["use_fallback"] = not (name.startswith("blocks.") and parameter.shape[1:2] == (recipe.model.dim,))
+        groups.setdefault(tuple(options.items()), []).append(parameter)
+    return [{"params": parameters, **dict(options)} for options, parameters in groups.items()]
+
+
+def new_optimizer(network: ConvMixer, recipe: Recipe) -> torch.optim.Optimizer:
+    """timm's optimizer of the recipe's name; "adamw" is PyTorch's. Raises TrainingError where it cannot be had."""
+    groups = parameter_groups(network, recipe)
+    try:
+        return create_optimizer_v2(groups, recipe.opt, recipe.lr, recipe.weight_decay, eps=recipe.eps)
+    except Exception as error:  # whatever the optimizer's own checks raise, or the import of its package
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TrainingError(f"timm's optimizer {recipe.opt} cannot be used: {reason:.200}; try --opt adamw") from error
 
 
 def new_state(
@@ -107,8 +122,7 @@ def new_state(
     use_fast_depthwise(network)
     if recipe.memory_format == "channel_major":
         use_channel_major(network)
-    groups = parameter_groups(network, recipe)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, eps=recipe.eps, weight_decay=recipe.weight_decay)
+    optimizer = new_optimizer(network, recipe)
     ema = None if recipe.ema is None else ModelEmaV3(network, decay=recipe.ema, use_warmup=True)
     return TrainingState(network, optimizer, torch.amp.GradScaler(device.type, enabled=amp == "fp16"), ema)
 
