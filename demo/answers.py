@@ -68,7 +68,7 @@ class Answers:
         else:
             about = render.note(f"{1000 * seconds:.0f} ms, on {side} × {side} pixels")
         return (
-            render.stage(view, picture.name, maps),
+            render.stage(view, picture.name, predictions, maps),
             render.bars(view, name, predictions, about),
             {"image": picture.name} | as_json(name, classifier, predictions, seconds),
         )

@@ -6,7 +6,6 @@ import gradio as gr
 from PIL import Image
 
 from convmixer import Classifier, ImageError
-from demo import render
 from demo.answers import Answers, Picture, Problem, about_picture, as_json
 from demo.guard import Upload
 
@@ -42,6 +41,7 @@ END_POINTS = """<ul class="end-points">
 <li><code>/heatmap</code> image, model = "auto", label = the best class: the picture with the evidence over it</li>
 <li><code>/models</code> the models on this machine</li></ul>"""
 MAX_TOP_K = 1000
+MAX_SHOWN = 1000  # pixels of a heat map's longer side
 
 
 def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
@@ -87,7 +87,9 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
         if label and label not in classifier.labels:
             raise failure(f"{model} has no class {label!r:.80}; /classify gives the labels that it has")
         index = classifier.labels.index(label) if label else None
-        return render.shown(read(image, lambda: classifier.heatmap(source, index)).overlay())
+        picture = read(image, lambda: classifier.heatmap(source, index)).overlay()
+        picture.thumbnail((MAX_SHOWN, MAX_SHOWN))
+        return picture
 
     def models():
         """The models on this machine, the default one first."""

@@ -15,8 +15,8 @@ CONTROLS = """<div class="controls">
 <div class="kinds" role="radiogroup" aria-label="What the heat map shows">
 <label><input type="radio" name="kind" value="for" checked><span>Evidence for</span></label>
 <label><input type="radio" name="kind" value="signed"><span>For and against</span></label></div>
-<p class="legend" data-kind="for">Positive evidence only: the lighter, the stronger.</p>
-<p class="legend" data-kind="signed">Signed evidence: orange is for the class, blue against it.</p></div>"""
+<p class="legend"><span data-kind="for">none</span><span data-kind="signed">against</span>
+<canvas aria-hidden="true"></canvas><span>strongest<span data-kind="signed"> for</span></span></p></div>"""
 MORE = "More models to compare, and a place for a checkpoint of your own, are under Answer, More models."
 OWN = "A model.safetensors or .pth.tar of up to 20 MB. For a larger one start this demo with --model FILE."
 # A press on a button with data-name becomes the event "choose" of its component, with that name.

@@ -2,6 +2,27 @@
 () => {
     const root = document.documentElement;
 
+    // Heat maps are painted as stages come, and a comparison shows the main stage's picture.
+    const stages = () => document.querySelectorAll(".stage");
+    const paint = () => {
+        const fresh = [...stages()].filter((stage) => !stage.dataset.painted);
+        for (const stage of fresh) {
+            stage.dataset.painted = true;
+            heat.show(stage);
+        }
+        const picture = fresh.length && document.querySelector("#stage .picture")?.src;
+        if (picture) for (const other of document.querySelectorAll("#compare .picture")) other.src = picture;
+    };
+    const setKind = (kind) => {
+        root.dataset.kind = kind;
+        stages().forEach(heat.show);
+        const legend = document.querySelector(".legend canvas");
+        if (legend) heat.legend(legend, kind);
+    };
+    setKind("for");
+    paint();
+    new MutationObserver(paint).observe(document.body, { subtree: true, childList: true });
+
     // A bar shows the heat map of its class over the picture of the same view; pressed again, the plain picture.
     document.addEventListener("click", (event) => {
         const bar = event.target.closest(".bar");
@@ -10,8 +31,10 @@
         const on = bar.getAttribute("aria-pressed") !== "true";
         for (const other of document.querySelectorAll(`.bar[data-view="${view}"]`))
             other.setAttribute("aria-pressed", on && other === bar);
-        for (const layer of document.querySelectorAll(`.stage[data-view="${view}"] .layer`))
-            layer.classList.toggle("on", on && layer.dataset.index === index);
+        for (const stage of document.querySelectorAll(`.stage[data-view="${view}"]`)) {
+            stage.dataset.index = on ? index : "";
+            heat.show(stage);
+        }
     });
 
     // A contact sheet fills the window, until the next press or Escape.
@@ -27,7 +50,7 @@
 
     document.addEventListener("input", (event) => {
         if (event.target.id === "opacity") root.style.setProperty("--heat", event.target.value / 100);
-        if (event.target.name === "kind") root.dataset.kind = event.target.value;
+        if (event.target.name === "kind") setKind(event.target.value);
     });
 
     // The layout follows the tab, however it was chosen.

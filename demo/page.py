@@ -16,7 +16,11 @@ from demo.guard import guard
 from demo.layout import COMPARE, INSIDE, lay_out
 from demo.models import Models
 
-HERE = Path(__file__).parent
+
+def read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
 THEME = gr.themes.Default(
     primary_hue="orange",
     neutral_hue="slate",
@@ -26,8 +30,8 @@ THEME = gr.themes.Default(
 LOOKS = {  # for Blocks.launch
     "theme": THEME,
     # Not as "css", which Gradio rewrites: it would put a selector of its own before each of these.
-    "head": f"<style>{(HERE / 'page.css').read_text(encoding='utf-8')}</style>",
-    "js": (HERE / "page.js").read_text(encoding="utf-8"),
+    "head": f"<style>{read('page.css')}</style><script>{read('heat.js')}</script>",
+    "js": read("page.js"),
     "footer_links": ["api"],
 }
 PRIVATE = {"api_visibility": "private"}

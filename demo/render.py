@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from html import escape
 
 from PIL import Image, ImageOps
@@ -9,38 +10,32 @@ from PIL import Image, ImageOps
 from convmixer import Prediction
 from convmixer.classify import percent
 from convmixer.explain import HeatMap
+from demo.heat import grids
 
-DISPLAY_SIDE = 1000  # pixels; a picture is shown no larger than this
+# Longer side in pixels and quality, best first: a picture is sent as the first that fits MAX_BYTES, or as the last.
+SIZES = (960, 75), (800, 70), (640, 60), (480, 45)
+MAX_BYTES = 33_000  # a third more as base64: with the rest, an answer stays below 60 kB
 
 
-def stage(view: str, name: str, maps: list[HeatMap]) -> str:
-    """The picture with a heat map of each class laid over it; the first one shows.
+def stage(view: str, name: str, predictions: list[Prediction], maps: list[HeatMap]) -> str:
+    """The picture, over which heat.js paints the heat map of one class, the best at first.
 
-    view: joins this stage with the bars of the same view. maps: of one picture, as `classify_with_heatmaps` gives them.
+    view: joins this stage with the bars of the same view; "main" brings the picture, which the others show too.
     """
     picture, (left, top, right, bottom) = maps[0].picture, maps[0].box
     width, height = picture.size
-    layers = "".join(_layer(kind, position == 0, heatmap) for position, heatmap in enumerate(maps) for kind in KINDS)
     box = (
         f"left:{100 * left / width:.3f}%;top:{100 * top / height:.3f}%;"
         f"width:{100 * (right - left) / width:.3f}%;height:{100 * (bottom - top) / height:.3f}%"
     )
     is_cropped = (right - left) * (bottom - top) < 0.98 * width * height
+    source = f' src="{small(picture)}"' if view == "main" else ""
     return (
-        f'<figure class="stage" data-view="{view}" style="--ratio:{_ratio(width, height)}">'
-        f'<div class="frame"><img class="picture" alt="{escape(name)}" src="{data_url(shown(picture))}">'
-        f'<div class="seen{" cropped" if is_cropped else ""}" style="{box}">{layers}</div></div></figure>'
-    )
-
-
-KINDS = {"for": "Where the network sees {label}", "signed": "What speaks for and against {label}"}
-
-
-def _layer(kind: str, is_on: bool, heatmap: HeatMap) -> str:
-    alt = f"{KINDS[kind].format(label=heatmap.label)}: strongest {place(heatmap)} of what it looks at"
-    return (
-        f'<img class="layer{" on" if is_on else ""}" data-kind="{kind}" data-index="{heatmap.index}" '
-        f'alt="{escape(alt)}" src="{data_url(heatmap.layer(signed=kind == "signed"), "PNG")}">'
+        f'<figure class="stage" data-view="{view}" style="--ratio:{_ratio(width, height)}" '
+        f'data-heat="{escape(json.dumps(grids(predictions, maps)))}" data-index="{maps[0].index}">'
+        f'<div class="frame"><img class="picture" alt="{escape(name)}"{source}>'
+        f'<div class="seen{" cropped" if is_cropped else ""}" style="{box}">'
+        f'<canvas class="heat" aria-hidden="true"></canvas></div></div><figcaption></figcaption></figure>'
     )
 
 
@@ -70,7 +65,8 @@ def seen(picture: Image.Image, text: str) -> str:
     """The picture as the network's input, with a line about it."""
     width, height = picture.size
     alt = f"What the network sees: the middle of the picture at {width} × {height} pixels"
-    return f'<div class="about"><img alt="{alt}" src="{data_url(picture, "PNG")}"><p>{escape(text)}</p></div>'
+    source = data_url(picture, "PNG" if width < 100 else "JPEG")
+    return f'<div class="about"><img alt="{alt}" src="{source}"><p>{escape(text)}</p></div>'
 
 
 def problem(message: str) -> str:
@@ -139,20 +135,16 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def place(heatmap: HeatMap) -> str:
-    """Where the strongest evidence is, in words: "in the upper left", "in the middle"."""
-    rows, columns = heatmap.values.shape
-    row, column = divmod(int(heatmap.values.argmax()), columns)
-    vertical = ("upper", "middle", "lower")[3 * row // rows]
-    horizontal = ("left", "middle", "right")[3 * column // columns]
-    return f"in the {vertical if vertical == horizontal else f'{vertical} {horizontal}'}"
-
-
-def shown(picture: Image.Image) -> Image.Image:
-    """The picture, reduced to what a page shows of it."""
-    scale = min(1, DISPLAY_SIDE / max(picture.size))
-    size = tuple(max(1, round(scale * side)) for side in picture.size)
-    return picture if scale == 1 else picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2)
+def small(picture: Image.Image) -> str:
+    """The picture as a data URL of WebP, reduced to what MAX_BYTES allow."""
+    for side, quality in SIZES:
+        scale = min(1, side / max(picture.size))
+        size = tuple(max(1, round(scale * each)) for each in picture.size)
+        buffer = io.BytesIO()
+        picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2).save(buffer, "WEBP", quality=quality, method=1)
+        if buffer.tell() <= MAX_BYTES:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def data_url(picture: Image.Image, kind: str = "JPEG") -> str:

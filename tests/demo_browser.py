@@ -8,6 +8,7 @@ import base64
 import contextlib
 import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -176,7 +177,7 @@ class Visitor:
 
     def layer(self, view: str = "main") -> "Locator":
         """The heat map that is to be seen."""
-        return self.find(f'.stage[data-view="{view}"] .layer').filter(visible=True)
+        return self.find(f'.stage[data-view="{view}"] .heat').filter(visible=True)
 
     # What people do.
 
@@ -230,7 +231,7 @@ class Visitor:
 
     def _sees(self, name: str, predictions: list, maps: list, model: str, view: str) -> None:
         from convmixer.classify import percent
-        from demo import render
+        from demo.heat import grids
 
         self.sees_picture(name, view)
         answer = self.find(f'.answer[data-view="{view}"]')
@@ -239,25 +240,31 @@ class Visitor:
         texts = [f"{each.label} {percent(each.score)}" for each in predictions]
         expect(answer.locator(".bar")).to_have_text(texts)
         expect(answer.locator(".best")).to_have_text(f"The answer is {texts[0]}")
-        pictures = [render.data_url(heatmap.layer(), "PNG") for heatmap in maps]
-        layers = self.find(f'.stage[data-view="{view}"] .layer[data-kind="for"]').all()
-        assert [layer.get_attribute("src") for layer in layers] == pictures
+        stage = self.find(f'.stage[data-view="{view}"]')
+        assert json.loads(stage.get_attribute("data-heat")) == grids(predictions, maps)
 
-    def sees_heat_map_of(self, label: str, heatmap=None, signed: bool = False, view: str = "main") -> None:
-        """One layer shows, that of this class, and its bar is pressed."""
-        from demo import render
-
+    def sees_heat_map_of(self, label: str, signed: bool = False, view: str = "main") -> None:
+        """One heat map shows, that of this class, painted as its grid says and put in words, and its bar is pressed."""
         pressed = self.find(f'.bar[data-view="{view}"][aria-pressed="true"]')
         expect(pressed.locator(".label")).to_have_text(label)
-        layer = self.layer(view)
-        expect(layer).to_have_count(1)
+        layer, index = self.layer(view), pressed.get_attribute("data-index")
         expect(layer).to_have_attribute("data-kind", "signed" if signed else "for")
-        expect(layer).to_have_attribute("data-index", pressed.get_attribute("data-index"))
-        if heatmap:
-            assert layer.get_attribute("src") == render.data_url(heatmap.layer(signed), "PNG")
+        expect(layer).to_have_attribute("data-index", index)
+        stage = self.find(f'.stage[data-view="{view}"]')
+        heat = json.loads(stage.get_attribute("data-heat"))
+        expect(stage.locator("figcaption")).to_have_text(heat["maps"][index]["words"])
+        values = np.frombuffer(base64.b64decode(heat["maps"][index]["grid"]), np.int8) / 127
+        values = values.reshape(heat["rows"], heat["columns"])
+        painted = np.asarray(decoded(layer.evaluate("canvas => canvas.toDataURL()")).convert("RGBA"), float) / 255
+        step = [size // count for size, count in zip(painted.shape, values.shape, strict=False)]
+        red, _, blue, alpha = painted[step[0] // 2 :: step[0], step[1] // 2 :: step[1]].transpose(2, 0, 1)
+        expected = (1.5 * abs(values)).clip(max=1) if signed else (2 * values).clip(0, 0.95)
+        assert abs(alpha - expected).mean() < 0.03
+        if signed:
+            assert ((red > blue) == (values > 0))[abs(values) > 0.2].all()
 
     def sees_legend(self, text: str) -> None:
-        expect(self.find(".legend").filter(visible=True)).to_have_text(text)
+        assert self.find(".legend").inner_text().split() == text.split()
 
     def waits_for_the_tab(self, tab: str) -> None:
         """All of it is there."""

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,11 +14,11 @@ from PIL import Image
 
 from convmixer import Classifier, Prediction
 from convmixer.explain import HeatMap
-from demo import inside, many, render
+from demo import heat, inside, many, render
 from demo.answers import Answers, Picture, Problem
 from demo.guard import Upload
+from demo.heat import place
 from demo.models import Models
-from demo.render import place
 
 HOSTILE = "<img src=x onerror=alert(1)> \"quoted\" 'single' ${1+1} {{x}} &amp;"
 
@@ -50,27 +51,50 @@ def answers() -> Answers:
 
 def decoded(url: str) -> Image.Image:
     kind, data = url.split(",", 1)
-    assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
+    assert kind in ("data:image/png;base64", "data:image/jpeg;base64", "data:image/webp;base64")
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
 def test_a_view_is_the_classifiers_answer(answers):
-    stage, bars, json = answers.view("main", Picture("noise"), "auto")
+    stage, bars, answer = answers.view("main", Picture("noise"), "auto")
     classifier = answers.models.get("auto")
     expected, maps = classifier.classify_with_heatmaps(answers.examples["noise"])
-    assert json["image"] == "noise" and json["model"] == classifier.name and json["seconds"] > 0
-    assert json["predictions"] == [{"label": p.label, "index": p.index, "score": p.score} for p in expected]
+    assert answer["image"] == "noise" and answer["model"] == classifier.name and answer["seconds"] > 0
+    assert answer["predictions"] == [{"label": p.label, "index": p.index, "score": p.score} for p in expected]
     buttons = Page(bars).all("button")
     assert [int(button["data-index"]) for button in buttons] == [p.index for p in expected]
     assert [button["aria-pressed"] for button in buttons] == ["true"] + 4 * ["false"]
-    layers = Page(stage).all("img", **{"class": "layer"})
+    (figure,) = Page(stage).all("figure")
+    assert figure["data-index"] == str(expected[0].index)
+    sent_maps = json.loads(figure["data-heat"])
+    assert list(sent_maps["maps"]) == [str(heatmap.index) for heatmap in maps]
+    largest = max(abs(heatmap.values).max() for heatmap in maps)
     for heatmap in maps:
-        for kind in ("for", "signed"):
-            (layer,) = [x for x in layers if x["data-index"] == str(heatmap.index) and x["data-kind"] == kind]
-            shown = np.asarray(decoded(layer["src"]))
-            assert np.array_equal(shown, np.asarray(heatmap.layer(signed=kind == "signed")))
-    on = Page(stage).all("img", **{"class": "layer on"})
-    assert {layer["data-index"] for layer in on} == {str(expected[0].index)}
+        sent = sent_maps["maps"][str(heatmap.index)]
+        values = np.frombuffer(base64.b64decode(sent["grid"]), np.int8).reshape(sent_maps["rows"], sent_maps["columns"])
+        assert np.allclose(values * largest / 127, heatmap.values, atol=largest / 250)
+        assert f"evidence for {heatmap.label}" in sent["words"]
+
+
+def test_a_fine_grid_is_averaged():
+    values = np.kron(np.array([[1, -2], [0, 4]]), np.ones((50, 50))).astype(np.float32)
+    sent = heat.grids([Prediction("x", 7, 0.5)], [HeatMap("x", 7, values, (0, 0, 9, 9), Image.new("RGB", (9, 9)))])
+    grid = np.frombuffer(base64.b64decode(sent["maps"]["7"]["grid"]), np.int8).reshape(sent["rows"], sent["columns"])
+    assert grid.shape == (48, 48) and grid[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [32, -64, 0, 127]
+
+
+@pytest.mark.parametrize(
+    "score, values, words",
+    [
+        (0.95, [[3, 0], [0, 0]], "Strong evidence for x, most of it in the upper left."),
+        (0.5, [[0, 0], [0, 3]], "Some evidence for x, most of it in the middle."),
+        (0.001, [[3, -9], [0, 0]], "Weak evidence for x, most of it in the upper left, and more against it."),
+        (0.001, [[-3, -9], [0, 0]], "No evidence for x."),
+    ],
+)
+def test_a_heat_map_in_words(score, values, words):
+    heatmap = HeatMap("x", 0, np.array(values, np.float32), (0, 0, 6, 6), Image.new("RGB", (6, 6)))
+    assert heat.words(score, heatmap) == words
 
 
 def test_the_seen_part_lies_where_the_network_looks(answers):
@@ -113,7 +137,7 @@ def test_texts_from_outside_stay_texts():
     heatmap = HeatMap(HOSTILE, 3, np.eye(4, dtype=np.float32), (0, 0, 8, 8), Image.new("RGB", (8, 8)))
     predictions = [Prediction(HOSTILE, 3, 1.0)]
     html = {
-        "stage": render.stage("main", HOSTILE, [heatmap]),
+        "stage": render.stage("main", HOSTILE, predictions, [heatmap]),
         "bars": render.bars("main", HOSTILE, predictions, render.note(HOSTILE)),
         "problem": render.problem(HOSTILE),
         "table": render.table(["a"], [[HOSTILE, HOSTILE]]),
@@ -151,9 +175,10 @@ def test_long_and_thin_pictures_keep_a_shape_that_can_be_seen():
     for size in ((3000, 1), (1, 3000), (1, 1)):
         picture = Image.new("RGB", size)
         heatmap = HeatMap("x", 0, np.ones((2, 2), np.float32), (0, 0, *size), picture)
-        ratio = float(re.search("--ratio:([0-9.]+)", render.stage("main", "x", [heatmap])).group(1))
+        stage = render.stage("main", "x", [Prediction("x", 0, 0.5)], [heatmap])
+        ratio = float(re.search("--ratio:([0-9.]+)", stage).group(1))
         assert 0.15 < ratio <= 12
-        assert max(render.shown(picture).size) <= render.DISPLAY_SIDE
+        assert max(decoded(render.small(picture)).size) <= 960
 
 
 def test_look_inside_shows_the_networks_own_filters(answers):
