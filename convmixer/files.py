@@ -1,5 +1,6 @@
 """What a command line names as pictures: files, folders, addresses, standard input."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,10 +9,12 @@ from dataclasses import dataclass, field
 from .decoders import ImageError, is_recognised
 from .web import MAX_BYTES, fetch
 
-SUFFIXES = {
+READABLE = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+    *(".avif", ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
+HEIC = {".heic", ".heif", ".hif"}  # readable with pillow-heif
+SUFFIXES = READABLE | HEIC | {".jp2", ".j2k", ".jpx"}  # of pictures; the last are refused, with a reason
 
 
 @dataclass
@@ -21,6 +24,11 @@ class Listing:
     names: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # a line for each folder that could not be looked into
     others: int = 0  # files in folders that are no pictures
+
+
+def readable_suffixes() -> set[str]:
+    """The endings, in lower case, of the files that `load_image` can read here."""
+    return READABLE | HEIC if importlib.util.find_spec("pillow_heif") else READABLE
 
 
 def find_pictures(names: Iterable[str]) -> Listing:

@@ -7,47 +7,23 @@ import logging
 import os
 import tarfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from timm.data import create_dataset
+from timm.data.readers import create_reader
 
+from train.data.folders import check_tar, find_split, listed, some
 from train.data.samples import Source, column_values, reason_of
 from train.errors import DataError
 
-SYNONYMS = (("train", "training"), ("val", "validation", "valid", "eval", "evaluation"), ("test", "testing"))
-SPLITS = tuple(name for names in SYNONYMS for name in names)
 STREAM_KEYS = "jpg;jpeg;png;webp;bmp;tif;tiff;gif"  # what a picture is called in a shard
 EXAMPLE_SHARDS = "part-{000..031}.tar|40000"
 
 
-def find_split(split: str, names) -> str | None:
-    """The one of ``names`` that means ``split``."""
-    same = next((group for group in SYNONYMS if split in group), ())
-    return next((name for name in (split, *same) if name in names), None)
-
-
-def listed(names) -> str:
-    return f"; it has {', '.join(names)}" if names else ""
-
-
 def check_known(name: str, found: tuple[str, ...], classes: tuple[str, ...]) -> None:
     if unknown := [label for label in found if label not in set(classes)]:
-        raise DataError(
-            f"{name} has classes that are not asked for: {', '.join(unknown[:5])}; those are {', '.join(classes[:5])}"
-        )
-
-
-def check_tar(path: Path) -> None:
-    """Raises DataError for a file without the empty block that ends a tar file: readers may stop at a cut unasked."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 512))
-            end = file.read()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    if end != bytes(512):
-        raise DataError(f"{path} is no tar file, or is cut short; save or download it again")
+        raise DataError(f"{name} has classes that are none of the {len(classes):,} to learn: {some(unknown)}; those are {some(classes)}")
 
 
 # Hugging Face data sets
@@ -108,8 +84,8 @@ def open_hugging_face(name: str, split: str, classes: tuple[str, ...] | None) ->
         class_map = {label: index for index, label in enumerate(classes or found)}
     keys = {"input_key": image_key, "target_key": label_key}
     with _quiet_datasets():
-        dataset = create_dataset(f"hfds/{name}", split=chosen, class_map=class_map, **keys)
-    return Source(said, classes or found, dataset)
+        reader = create_reader(f"hfds/{name}", split=chosen, class_map=class_map, **keys)
+    return Source(said, classes or found, reader)
 
 
 def _column(features, usual: str, kind: str, said: str) -> str:
@@ -170,13 +146,12 @@ def open_stream(
     logger = logging.getLogger("timm.data.readers.reader_wds")
     quiet, logger.disabled = logger.disabled, True  # the info file was looked for above
     try:
-        dataset = create_dataset("wds/", str(root), split=chosen, **options)
+        reader = create_reader("wds/", str(root), split=chosen, **options)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         what = "is not how shards are written" if ".tar" in split else "is not described in full by the info file"
         raise DataError(f'wds/{folder}: {split!r} {what} ({reason_of(error)}); such as "{EXAMPLE_SHARDS}"') from error
     finally:
         logger.disabled = quiet
-    reader = dataset.reader
     if not reader.num_samples:
         raise DataError(f'wds/{folder}: how many pictures are in {split!r}? Put it behind a bar: "{EXAMPLE_SHARDS}"')
     files = [root / file for file in reader.split_info.filenames]
@@ -184,23 +159,27 @@ def open_stream(
         raise DataError(f"wds/{folder}: {len(missing)} of {len(files)} shards are missing, the first is {missing[0]}")
     for file in files:
         check_tar(file)
-    if classes is None:
-        classes = tuple(f"class {index}" for index in range(_highest_label(files, reader.split_info.alt_label) + 1))
-    return Source(name, classes, dataset)
+    counts = None
+    if classes is None or training:
+        counts = _count_labels(files, reader.split_info.alt_label)
+        classes = classes or tuple(f"class {index}" for index in range(max(counts) + 1))
+        if max(counts) >= len(classes):
+            raise DataError(f"{name} has the label {max(counts)}, but there are names of {len(classes)} classes")
+    return Source(name, classes, reader, streaming=True, counted=counts)
 
 
-def _highest_label(files: list[Path], field: str) -> int:
-    """The highest label in the shards: of ``field`` in each sample's JSON if it is given, else of the .cls files."""
-    highest = -1
+def _count_labels(files: list[Path], field: str) -> Counter:
+    """How often each label is in the shards: of ``field`` in each sample's JSON if it is given, else in .cls files."""
+    labels = Counter()
     for file in files:
         try:
             with tarfile.open(file, "r:") as tar:
                 for member in tar:
                     if member.name.lower().endswith(".json" if field else ".cls"):
                         text = tar.extractfile(member).read()
-                        highest = max(highest, int(json.loads(text)[field] if field else text))
+                        labels[int(json.loads(text)[field] if field else text)] += 1
         except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file} is damaged: {reason_of(error)}") from error
-    if highest < 0:
+    if not labels or max(labels) < 0:
         raise DataError(f"{files[0].parent}: the shards hold no labels (.cls)")
-    return highest
+    return labels

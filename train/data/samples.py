@@ -9,16 +9,17 @@ import sys
 import traceback
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from convmixer.images import ImageError, load_image
+from train.data.folders import Files
 from train.errors import DataError
 
 BROKEN_IN_A_ROW = 10  # after so many the data is wrong, not a picture
@@ -61,29 +62,31 @@ def _quiet_pillow() -> Iterator[None]:
 def as_timm(picture) -> Image.Image:
     """A picture, as a file object or image, decoded as timm does: to RGB, whatever its colour profile and orientation.
 
-    Raises anything for a damaged one.
+    What timm cannot read, such as HEIC, is decoded as every door does. Raises anything for a damaged one.
     """
     with _quiet_pillow():
-        return (picture if isinstance(picture, Image.Image) else Image.open(picture)).convert("RGB")
+        try:
+            return (picture if isinstance(picture, Image.Image) else Image.open(picture)).convert("RGB")
+        except UnidentifiedImageError:
+            return load_image(picture)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Labelled pictures behind one of timm's readers; those of a stream come in the reader's order only."""
+    """Labelled pictures behind a reader of timm's or one like it; those of a stream come in the reader's order only."""
 
     name: str  # said beside every accuracy, such as "flowers/train"
     classes: tuple[str, ...]  # in index order; "class 0", ... where the data names none
-    dataset: ImageDataset | IterableImageDataset
+    reader: object  # `train.data.folders.Files`, timm's ReaderHfds, or for a stream its ReaderWds
     indices: np.ndarray | None = None  # int64, the part of a data set read by index; None: all of it
-
-    @property
-    def streaming(self) -> bool:
-        return isinstance(self.dataset, IterableImageDataset)
+    streaming: bool = False
+    counted: Counter | None = None  # of a stream's labels, where they were counted
+    notes: tuple[str, ...] = ()  # what was left out of the data, for the user
 
     def __len__(self) -> int:
         if self.streaming:
-            return self.dataset.reader.num_samples
-        return len(self.dataset) if self.indices is None else len(self.indices)
+            return self.reader.num_samples
+        return len(self.reader) if self.indices is None else len(self.indices)
 
     def position(self, index: int) -> int:
         """Where the reader has picture ``index`` of this source."""
@@ -91,23 +94,24 @@ class Source:
 
     def filename(self, index: int) -> str:
         """What to call picture ``index`` in a message. Not for streams."""
-        reader, position = self.dataset.reader, self.position(index)
-        name = reader.filename(position, absolute=True)
-        if name is None:
-            return f"picture {position} of {self.name}"
-        return f"{reader.root}/{name}" if hasattr(reader, "targets") else name  # a tar file knows its inside only
+        position = self.position(index)
+        return self.reader.filename(position, absolute=True) or f"picture {position} of {self.name}"
 
     def labels(self) -> np.ndarray:
         """Class indices, int64 (N,), read without decoding a picture. Not for streams."""
-        labels = reader_labels(self.dataset.reader)
+        labels = reader_labels(self.reader)
         return labels if self.indices is None else labels[self.indices]
+
+    def counts(self) -> list[int] | None:
+        """How many pictures each class has, in index order; None for a stream that was not counted."""
+        if not self.streaming:
+            return np.bincount(self.labels(), minlength=len(self.classes)).tolist()
+        return self.counted and [self.counted[index] for index in range(len(self.classes))]
 
 
 def reader_labels(reader) -> np.ndarray:
-    if hasattr(reader, "targets"):
-        return np.asarray(reader.targets, np.int64)
-    if hasattr(reader, "samples"):
-        return np.fromiter((label for _, label in reader.samples), np.int64, len(reader.samples))
+    if isinstance(reader, Files):
+        return reader.labels
     labels = reader.iter_targets() if reader.remap_class else column_values(reader.dataset, reader.label_key)
     return np.fromiter(labels, np.int64, len(reader))
 
@@ -156,7 +160,7 @@ class MapSamples(Dataset):
     def _read(self, index: int, broken: list[str]) -> tuple[Image.Image | None, int]:
         label = -1
         try:
-            stream, label = self.source.dataset.reader[self.source.position(index)]
+            stream, label = self.source.reader[self.source.position(index)]
             with stream:
                 return self.decode(stream), int(label)
         except Exception as error:  # damaged data makes Pillow raise nearly every type there is
@@ -189,13 +193,13 @@ class StreamSamples(IterableDataset):
     ):
         self.source, self.transform, self.seed, self.rank, self.world = source, transform, seed, rank, world
         self.decode = decode
-        self.reader = source.dataset.reader
+        self.reader = source.reader
         self.reader.batch_size = batch_size
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """To be called before each epoch; persistent workers hear of it through shared memory."""
-        self.source.dataset.set_epoch(epoch)
+        self.reader.set_epoch(epoch)
 
     def steps(self, workers: int) -> int:
         """Batches that each process gets in an epoch of training. Raises DataError for more workers than shards."""
