@@ -278,7 +278,7 @@ def test_broken_pictures_are_named_counted_and_left_out(odd_folder, tmp_path, ru
     assert "  left out  2 that could not be read" in out.splitlines()
     assert " of 60" in out.splitlines()[1]
     assert [line.split(":")[:2] for line in err.splitlines()] == 2 * [["train/evaluate.py", " left out"]]
-    assert "label 3/empty.png: empty" in err and "label 4/text.jpg: " in err
+    assert "label 3/empty.png: the picture is empty" in err and "label 4/text.jpg: " in err
     code, out, _ = run("--model", model, "--data", odd_folder, "--json")
     assert (code, len(json.loads(out)["broken"]), json.loads(out)["images"]) == (1, 2, 60)
 
