@@ -37,6 +37,15 @@ def test_the_corners_lie_on_whole_epochs():
     assert onecycle(5, epochs=7, lr_max=1.0) == pytest.approx(1 / 20)
 
 
+@pytest.mark.parametrize("epochs", range(1, 11))
+def test_any_run_comes_near_its_peak(epochs):
+    """``--epochs 1``, too, where whole epochs would leave no time for the way up."""
+    rates = [onecycle_at_step(epoch, step, 20, epochs, lr_max=1.0) for epoch in range(epochs) for step in range(20)]
+    assert max(rates) == 1.0
+    assert 0 < rates[0] < 0.2
+    assert rates[-1] == 0.0
+
+
 def test_image_sizes():
     sizes = ((0, 16), (8, 24), (14, 32))
     assert [image_size_at(epoch, sizes, 32) for epoch in (0, 7, 8, 13, 14, 99)] == [16, 16, 24, 24, 32, 32]

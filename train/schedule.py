@@ -2,6 +2,8 @@
 
 from functools import cache
 
+import math
+
 import numpy as np
 import torch
 from timm.scheduler import create_scheduler_v2
@@ -42,9 +44,12 @@ def onecycle(t: float, epochs: int, lr_max: float) -> float:
     """The learning rate at time ``t``, in epochs (2.5 is the middle of the third): the authors' three straight lines.
 
     From 0 up to ``lr_max`` at two fifths of the run, down to ``lr_max / 20`` at four fifths, down to 0 at the end. The
-    corners lie on whole epochs, as in the authors' CIFAR-10 script (https://github.com/locuslab/convmixer-cifar10).
+    corners lie on whole epochs, as in the authors' CIFAR-10 script (https://github.com/locuslab/convmixer-cifar10), but
+    not below five epochs, where two of them could fall together.
     """
-    corners = [0, epochs * 2 // 5, epochs * 4 // 5, epochs]
+    corners = [0, epochs * 2 / 5, epochs * 4 / 5, epochs]
+    if epochs >= 5:
+        corners = [math.floor(corner) for corner in corners]
     return float(np.interp(t, corners, [0, lr_max, lr_max / 20, 0]))
 
 
