@@ -8,7 +8,6 @@ stands in docs/shipped_model/tried.md, written by hand, and becomes a part of th
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import sys
@@ -26,7 +25,7 @@ from train.data.cifar import load_cifar, split_cifar
 from train.distributed import World
 from train.loop import evaluate
 from train.report.card import model_card
-from train.report.console import write_metrics
+from train.report.console import read_metrics, write_metrics
 from train.report.pictures import draw_confusion, draw_curves
 
 FOLDER = ROOT / "docs" / "shipped_model"
@@ -54,9 +53,7 @@ def main() -> None:
     checkpoint = dataclasses.replace(checkpoint, accuracy=accuracy)
     save_checkpoint(MODEL, checkpoint)
 
-    with open(options.run / "metrics.csv") as file:
-        history = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    history = [row | {"epoch": int(row["epoch"])} for row in history]
+    history = read_metrics(options.run / "metrics.csv")
     confusion = counts["confusion"].numpy()
     FOLDER.mkdir(exist_ok=True)
     write_metrics(FOLDER / "metrics.csv", history)

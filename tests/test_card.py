@@ -118,7 +118,7 @@ def test_the_card_says_what_the_run_measured_and_how_it_was_made():
     confusions = re.findall(r"- (.+): (.+) taken for (.+)", card)
     assert confusions == [("5 of 50", "cat", "dog"), ("1 of 10", "dog", "cat")]
     assert "Best epoch of the run: 7, with 54.00 % top-1." in card
-    assert "evaluated 4 times" in card and "`best.pt`" in card
+    assert "evaluated 4 times" in card and "`best.safetensors`" in card
     assert CHECKPOINT.training["command"] in card.splitlines()
     assert "(curves.png)" in card and "(confusion.png)" in card
     assert "not finished" not in card

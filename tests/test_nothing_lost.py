@@ -121,7 +121,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(start, whole, tmp_path, number
 
 @pytest.mark.parametrize(
     ("at", "call", "expected"),
-    [(EVALUATION, 2, (1, 6)), ("torch.save", 3, (2, 1))],  # torch.save: of last.pt and best.pt after the first epoch
+    [(EVALUATION, 2, (1, 6)), ("torch.save", 2, (2, 1))],  # torch.save: of last.pt after the second epoch
     ids=["evaluation", "saving"],
 )
 def test_a_signal_between_the_steps(start, whole, tmp_path, at, call, expected):
@@ -132,7 +132,7 @@ def test_a_signal_between_the_steps(start, whole, tmp_path, at, call, expected):
 
 
 def test_a_second_ctrl_c_stops_at_once(start, whole, tmp_path):
-    bombs = [{"at": STEP, "call": 9, "signal": signal.SIGINT}, {"at": "torch.save", "call": 3, "signal": signal.SIGINT}]
+    bombs = [{"at": STEP, "call": 9, "signal": signal.SIGINT}, {"at": "torch.save", "call": 2, "signal": signal.SIGINT}]
     ended = start(tmp_path / "run", bombs=bombs).wait()
     assert ended.code == 130, ended.output
     assert complaints(ended.output) == ["train/run.py: stopped at once; --resume goes on from the last checkpoint"]
@@ -192,7 +192,7 @@ def test_kills_inside_every_part_of_a_save(start, whole, tmp_path):
         {"at": "os.fsync", "call": 8},
     ]
     bombs += [{"at": "os.replace", "to": "recipe.json"}]
-    for name in ("next.pt", "last.pt", "previous.pt", "best.pt", "metrics.csv", "model.safetensors"):
+    for name in ("next.pt", "last.pt", "previous.pt", "best.safetensors", "metrics.csv", "model.safetensors"):
         bombs += [{"at": "os.replace", "to": name}, {"at": "os.replace", "to": name, "call": 2, "after": True}]
     killed, number = [], 0
     while bombs:
@@ -315,9 +315,9 @@ def mounted(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize(("size", "saved"), [(240, (1, 0)), (256, (2, 0))], ids=["last.pt", "best.pt"])
+@pytest.mark.parametrize(("size", "saved"), [(180, (1, 0)), (208, (2, 0))], ids=["last.pt", "best.safetensors"])
 def test_a_full_disk(start, whole, mounted, size, saved):
-    """A checkpoint has 76 KiB: either the second save of last.pt finds no space, or that of best.pt after it."""
+    """A checkpoint has 76 KiB: the second save of last.pt finds no space, or best.safetensors after it."""
     disk, mount = mounted
     mount(f"size={size}k")
     ended = start(disk / "run").wait()

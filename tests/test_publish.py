@@ -179,6 +179,25 @@ def test_the_card_joins_what_was_measured_with_the_runs_own_text(command, run_fo
     assert "hf:" not in card.text  # it has no name yet
 
 
+def test_the_best_epoch_is_offered_and_published(command, run_folder, random_checkpoint):
+    training = {"epochs": 3, "recipe": {"epochs": 5}, "best": True}
+    best = replace(load_checkpoint(random_checkpoint(seed=1, classes=3)), name="flowers", training=training)
+    best = replace(best, accuracy=ACCURACY | {"top1": 93.2})
+    save_checkpoint(run_folder / "best.safetensors", best)
+    (run_folder / "metrics.csv").write_text("epoch,held_out_top1\n3,93.2\n5,91.4\n")
+    code, out, err = command(run_folder)
+    assert (code, err) == (0, "")
+    assert "the last epoch's, 91.40 %; --best takes the best epoch's, 93.20 %" in out
+    code, out, err = command(run_folder, "--best")
+    assert (code, err) == (0, "")
+    assert "--best" not in out and "confusion.png" not in out
+    published = load_checkpoint(run_folder / "hub")
+    assert (published.state_dict["head.weight"] == best.state_dict["head.weight"]).all()
+    card = (run_folder / "hub" / "README.md").read_text()
+    assert "The weights after epoch 3 of 5, the best one on the held-out pictures." in card
+    assert "Written by the run" not in card and "(curves.png)" in card
+
+
 def test_a_file_alone_gets_a_short_card(command, random_checkpoint, tmp_path):
     model = random_checkpoint(classes=25)
     training = {"data": "pictures of letters", "epochs": 3, "finished": False}

@@ -97,7 +97,7 @@ def test_a_run_folder_opens_in_every_door(quick, cifar10_folder, tmp_path, pictu
     assert (code, err) == (0, "")
     assert len([line for line in out.splitlines() if "/2 " in line]) == 2
     folder = tmp_path / "run"
-    files = {"best.pt", "last.pt", "previous.pt", "metrics.csv", "model.safetensors", "recipe.json", ".lock"}
+    files = {"best.safetensors", "last.pt", "previous.pt", "metrics.csv", "model.safetensors", "recipe.json", ".lock"}
     files |= {"curves.png", "confusion.png", "README.md"}
     assert {path.name for path in folder.iterdir()} == files
     assert "--epochs 2" in (folder / "README.md").read_text()  # the command as it was typed
@@ -113,6 +113,14 @@ def test_a_run_folder_opens_in_every_door(quick, cifar10_folder, tmp_path, pictu
     assert checkpoint.accuracy["data"] == "CIFAR-10 hold-out (training images 180-199)"
     assert checkpoint.accuracy["images"] == 20
     assert Classifier(str(folder / "model.safetensors")).classify(picture())[0].label in checkpoint.labels
+
+    with open(folder / "metrics.csv") as file:
+        rows = [(float(row["held_out_top1"]), int(row["epoch"])) for row in csv.DictReader(file)]
+    best = load_checkpoint(folder / "best.safetensors")
+    assert (best.training["best"], best.training["epochs"]) == (True, max(rows)[1])
+    assert best.accuracy["top1"] == pytest.approx(max(rows)[0], abs=1e-3)
+    assert Classifier(str(folder / "best.safetensors")).classify(picture())[0].label in best.labels
+    assert "best" not in checkpoint.training
 
     result = python(
         "train/evaluate.py",

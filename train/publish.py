@@ -1,11 +1,12 @@
 """Writes a run as a repository of the Hugging Face Hub, and uploads it.
 
-    python train/publish.py RUN [--to hf:USER/NAME] [--private] [--folder DIR]
+    python train/publish.py RUN [--best] [--to hf:USER/NAME] [--private] [--folder DIR]
 
 RUN is a run folder of train/run.py or a model.safetensors file. The repository is a folder, RUN/hub by default, with
 model.safetensors as it is, config.json, README.md (the model card) and, out of a run folder, metrics.csv, recipe.json
-and the pictures. One of the published ImageNet shapes gets timm's config.json, so that timm opens the repository by
-itself. The upload uses the token of `hf auth login`, or HF_TOKEN.
+and the pictures. --best takes the weights after the run's best epoch, its best.safetensors. One of the published
+ImageNet shapes gets timm's config.json, so that timm opens the repository by itself. The upload uses the token of
+`hf auth login`, or HF_TOKEN.
 """
 
 import glob
@@ -33,8 +34,9 @@ from convmixer.weights import (
     write_atomically,
 )
 from train.report.card import model_card
+from train.report.console import read_metrics
 
-MODEL, CONFIG, CARD = hub.WEIGHTS, hub.CONFIG, "README.md"
+MODEL, BEST, CONFIG, CARD = hub.WEIGHTS, "best.safetensors", hub.CONFIG, "README.md"
 RECORDS = ("metrics.csv", "recipe.json")
 TASK = "image-classification"
 LOCAL_USE = re.compile(r"^## How to use it\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)  # of the files in a run folder
@@ -51,17 +53,21 @@ class Publication:
 
     run: tyro.conf.Positional[Path]  # run folder of train/run.py, or a model.safetensors file
     to: str | None = None  # hf:USER/NAME; without it only the folder is written
+    best: bool = False  # the weights after the best epoch on the held-out pictures, not the last
     folder: Path | None = None  # where the repository is written; RUN/hub by default
     private: bool = False  # create a repository that only you can see
 
 
-def find_model(run: Path) -> Path:
-    """The model.safetensors of a run. Raises PublishError."""
+def find_model(run: Path, best: bool = False) -> Path:
+    """The model.safetensors, or the best.safetensors, of a run. Raises PublishError."""
     if not run.exists():
         raise PublishError(f"there is no {run}; name a run folder of train/run.py or a {MODEL} file")
-    path = run / MODEL if run.is_dir() else run
+    if best and not run.is_dir():
+        raise PublishError(f"--best is for a run folder, and {run} is a file; name {run.parent}, or leave out --best")
+    name = BEST if best else MODEL
+    path = run / name if run.is_dir() else run
     if not path.is_file():
-        raise PublishError(f"{run} holds no {MODEL}, which a run of train/run.py writes after its first epoch")
+        raise PublishError(f"{run} holds no {name}, which a run of train/run.py writes after its first epoch")
     return path
 
 
@@ -198,18 +204,21 @@ def hub_card(checkpoint: Checkpoint, own: str | None, repo: str | None) -> str:
     return f"---\n{header}---\n\n{LOCAL_USE.sub('', text).strip()}\n{usage(checkpoint, repo)}"
 
 
-def write_repository(run: Path, folder: Path, repo: str | None) -> list[str]:
+def write_repository(run: Path, folder: Path, repo: str | None, best: bool = False) -> list[str]:
     """Writes the repository and gives the names of its files. Raises PublishError, CheckpointError and OSError.
 
     Other files that are in the folder stay there and are none of the names.
     """
-    model = find_model(run)
+    model = find_model(run, best)
     if read_description(model) is None:
         raise CheckpointError(f"{model}: holds tensors alone; a {MODEL} of train/run.py also holds labels")
     load_checkpoint(model)  # whole and finite, before anything is written
     beside = {path.name: path for path in sorted(run.iterdir()) if path.is_file()} if run.is_dir() else {}
-    pictures = [name for name in beside if name.endswith(".png")]
+    pictures = [name for name in beside if name.endswith(".png") and not (best and name == "confusion.png")]
     own = beside[CARD].read_text(encoding="utf-8") if CARD in beside else None
+    if best:  # the run's own card and confusion matrix are about its last epoch
+        history = read_metrics(beside["metrics.csv"]) if "metrics.csv" in beside and "curves.png" in beside else []
+        own = model_card(read_description(model), history, None)
     if folder.resolve() == model.parent.resolve():
         raise PublishError(f"--folder {folder} is the run itself; name another one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,9 +270,13 @@ def refusal(error: Exception, endpoint: str, repo: str) -> str:
 def publish(options: Publication) -> None:
     """Writes the repository, and uploads it where ``to`` says so. Raises PublishError, CheckpointError and OSError."""
     repo = None if options.to is None else hub_name(options.to)
-    model = find_model(options.run)
+    model = find_model(options.run, options.best)
     folder = options.folder or model.parent / "hub"
-    names = write_repository(options.run, folder, repo)
+    names = write_repository(options.run, folder, repo, options.best)
+    if not options.best and options.run.is_dir() and (options.run / BEST).is_file():
+        last, best = (read_description(path).accuracy.get("top1") or 0.0 for path in (model, options.run / BEST))
+        if best > last:
+            print(f"these weights are the last epoch's, {last:.2f} %; --best takes the best epoch's, {best:.2f} %")
     print(f"{folder}: {', '.join(names)}", flush=True)
     if repo is not None:
         print(upload(folder, names, repo, options.private))

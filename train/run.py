@@ -4,9 +4,9 @@
     torchrun --nproc-per-node 8 train/run.py --recipe imagenet_1536_20 --data DIR
 
 The run folder (``--out``, by default runs/RECIPE) holds recipe.json (the resolved recipe), metrics.csv (a row an
-epoch), last.pt and the checkpoint before it, best.pt (after the best epoch on the held-out pictures), model.safetensors
-(the weights after the last finished epoch, which every door of this project opens), and at the end curves.png,
-confusion.png and README.md, a model card.
+epoch), last.pt and the checkpoint before it, model.safetensors (the weights after the last finished epoch, which every
+door of this project opens), best.safetensors (the same after the best epoch on the held-out pictures), and at the end
+curves.png, confusion.png and README.md, a model card.
 """
 
 import sys

@@ -1,8 +1,7 @@
 """Learning-rate and picture-size schedules as pure functions of the training time."""
 
-from functools import cache
-
 import math
+from functools import cache
 
 import numpy as np
 import torch

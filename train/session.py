@@ -27,20 +27,18 @@ from train.report.pictures import draw_confusion, draw_curves
 from train.schedule import rate_at_step
 from train.speed.layout import FORMATS, agree_on_layout, wrap
 from train.state import (
-    BEST,
     LAST,
     NOTHING_YET,
     TrainingState,
     check_recipe,
     new_state,
     read_newest,
-    save_content,
     save_last,
     settle,
 )
 from train.watch import Watch
 
-MODEL = "model.safetensors"
+MODEL, BEST = "model.safetensors", "best.safetensors"  # after the last epoch, and after the best one
 
 
 @contextmanager
@@ -243,8 +241,8 @@ class Session:
             rate = done * self.recipe.batch_size / seconds if done else math.nan
             self.console.step(self.state.epoch + 1, step, steps, loss, rate)
 
-    def checkpoint(self) -> Checkpoint:
-        """The exported weights, how they were made, and what they measured."""
+    def checkpoint(self, best: bool = False) -> Checkpoint:
+        """The exported weights, how they were made, and what they measured; ``best``: they were the best so far."""
         recipe, config, state = self.recipe, self.recipe.model, self.state
         row = state.history[-1]
         return Checkpoint(
@@ -258,6 +256,7 @@ class Session:
                 "data": self.data.training_name,
                 "epochs": state.epoch,
                 "finished": state.epoch == recipe.epochs,
+                **({"best": True} if best else {}),
                 "seed": recipe.seed,
                 "commit": state.commit,
                 "torch": torch.__version__,
@@ -279,7 +278,7 @@ class Session:
         """What follows from the last finished epoch; writing it a second time changes nothing."""
         state = self.state
         if not state.step and state.history[-1]["held_out_top1"] >= max(r["held_out_top1"] for r in state.history):
-            save_content(self.out / BEST, state.content(self.resolved))
+            save_checkpoint(self.out / BEST, self.checkpoint(best=True))
         write_metrics(self.out / "metrics.csv", state.history)
         if not state.step:
             save_checkpoint(self.out / MODEL, self.checkpoint())

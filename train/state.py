@@ -20,7 +20,7 @@ from train.recipe import Recipe
 from train.speed.channel_major import use_channel_major
 from train.speed.depthwise import use_fast_depthwise
 
-NEXT, LAST, PREVIOUS, BEST = "next.pt", "last.pt", "previous.pt", "best.pt"  # next.pt: only in the midst of a save
+NEXT, LAST, PREVIOUS = "next.pt", "last.pt", "previous.pt"  # next.pt: only in the midst of a save
 NOTHING_YET = {"loss": 0.0, "correct": 0, "seen": 0, "skipped": 0, "seconds": 0.0}
 
 

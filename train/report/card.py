@@ -74,8 +74,10 @@ def _about(checkpoint: Checkpoint) -> list[str]:
     more = f", and {len(labels) - LABELLED:,} more" if len(labels) > LABELLED else ""
     size = preprocessing.size
     lines = [f"# {_text(checkpoint.name)}", ""]
-    if checkpoint.training.get("finished") is False:
-        epochs = _epochs(checkpoint.training)
+    epochs = _epochs(checkpoint.training)
+    if checkpoint.training.get("best"):
+        lines += [f"The weights after epoch {epochs}, the best one on the held-out pictures.", ""]
+    elif checkpoint.training.get("finished") is False:
         lines += ["**This run is not finished.**" + (f" It stands after epoch {epochs}." if epochs else ""), ""]
     return [
         *lines,
@@ -185,11 +187,14 @@ def _limits(checkpoint: Checkpoint, history: list[dict]) -> list[str]:
     ]
     if times := sum(is_known(row.get("held_out_top1")) for row in history):
         often = "once" if times == 1 else f"{times:,} times, after one epoch each"
-        lines.append(
-            f"- The held-out pictures were evaluated {often}. They chose which epoch `best.pt` keeps;"
-            " `model.safetensors` is the last finished epoch. If they chose between runs or settings, too, the accuracy"
-            " above is higher than on new pictures."
-        )
+        if checkpoint.training.get("best"):
+            chose = "the epoch of these weights, so that the accuracy above is higher than on new pictures."
+        else:
+            chose = (
+                "which epoch `best.safetensors` keeps; `model.safetensors` is the last finished epoch. If they chose"
+                " between runs or settings, too, the accuracy above is higher than on new pictures."
+            )
+        lines.append(f"- The held-out pictures were evaluated {often}. They chose {chose}")
     if weights := checkpoint.training.get("recipe", {}).get("weights"):
         lines.append(
             f"- Training started from the weights of {_text(weights)}. If those had seen the held-out pictures, the"

@@ -6,6 +6,7 @@ pictures that were left out. NaN stands for what was not measured: training accu
 evaluation. Rows of older runs may lack ``held_out_top5`` and ``skipped``.
 """
 
+import csv
 import math
 import os
 import sys
@@ -37,7 +38,7 @@ def is_known(value: float | None) -> bool:
 
 
 def best_row(history: list[dict]) -> dict | None:
-    """The row with the highest top-1 on the held-out pictures, the last of equals (as best.pt); None without any."""
+    """The row of the highest top-1 on held-out pictures, the last of equals, as best.safetensors; None for none."""
     measured = [row for row in history if is_known(row.get("held_out_top1"))]
     return max(reversed(measured), key=lambda row: row["held_out_top1"], default=None)
 
@@ -50,6 +51,13 @@ def write_metrics(path: str | os.PathLike, history: list[dict]) -> None:
     cells = [[f"{row[name]:.6g}" if is_known(row.get(name)) else "" for name in COLUMNS] for row in history]
     text = "".join(",".join(line) + "\n" for line in [COLUMNS, *cells])
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """The history that `write_metrics` wrote, without what was not measured. Raises OSError and ValueError."""
+    with open(path, newline="") as file:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return [row | {"epoch": int(row["epoch"])} for row in rows]
 
 
 def duration(seconds: float | None) -> str:
