@@ -33,13 +33,14 @@ import tyro
 from torch import Tensor, nn
 
 from convmixer import Classifier, load_image
+from convmixer.labels import read_labels
 from train.data.batches import Prepared, batches_of, memory_batches, read_with_workers, readable
 from train.data.cifar import LabelledImages, find_layout, load_cifar, split_cifar
 from train.data.samples import as_timm
 from train.data.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 from train.distributed import World
 from train.errors import DataError
-from train.loop import choose_amp, evaluate
+from train.loop import TOP5_ABOVE, choose_amp, evaluate
 
 CLASSES_SHOWN = 20  # with more classes only the worst ones are printed; --json has them all
 
@@ -51,6 +52,7 @@ class Evaluation:
     data: str  # a folder with a subfolder a class, a .tar file, wds/FOLDER, hfds/NAME, or a folder that holds CIFAR
     model: str = "auto"  # a name (see `python -m convmixer models`) or a checkpoint file
     val_split: str | None = None  # which split of the data; "val" and its other names by default
+    class_names: Path | None = None  # text file, a class a line in the order of the labels; for WebDataset shards
     hold_out: float | None = None  # measure on the share of each class that training held out, such as 0.1
     seed: int = 0  # of that hold-out: the recipe's
     split: Literal["test", "holdout", "tune", "train"] | None = None  # of CIFAR; test by default
@@ -136,6 +138,8 @@ def cifar_batches(images: LabelledImages, indices: list[int], classifier: Classi
 def open_cifar(options: Evaluation) -> LabelledImages:
     if options.val_split is not None or options.hold_out is not None:
         raise DataError("the parts of CIFAR are named by --split: test, holdout, tune or train")
+    if options.class_names is not None:
+        raise DataError("CIFAR names its classes itself; leave out --class-names")
     split = options.split or "test"
     pictures = load_cifar(options.data, train=split != "test")
     return pictures if split in ("test", "train") else split_cifar(pictures, split)[1]
@@ -144,13 +148,11 @@ def open_cifar(options: Evaluation) -> LabelledImages:
 def open_pictures(options: Evaluation, labels: tuple[str, ...]) -> Source:
     if options.split is not None:
         raise DataError("--split is for CIFAR; other data has --val-split, or --hold-out")
+    split, classes = options.val_split or "val", options.class_names and read_labels(options.class_names)
     if options.hold_out is not None:
-        return open_pair(
-            options.data, val_split=options.val_split or "val", hold_out=options.hold_out, seed=options.seed
-        )[1]
-    # A stream knows nothing but numbers, which can only be the model's own.
-    classes = labels if options.data.startswith("wds/") else None
-    return open_source(options.data, options.val_split or "val", classes=classes)
+        return open_pair(options.data, "train", split, options.hold_out, seed=options.seed, classes=classes)[1]
+    # A stream knows nothing but numbers, which without names can only be the model's own.
+    return open_source(options.data, split, classes=classes or (labels if options.data.startswith("wds/") else None))
 
 
 def with_progress(batches: Iterable, total: int) -> Iterator:
@@ -189,6 +191,7 @@ def measure(options: Evaluation) -> dict:
     seconds = time.perf_counter() - start
     if not counts["images"]:
         raise DataError(f"{options.data}: no picture could be read, the first is {broken[0] if broken else 'missing'}")
+    top5 = counts["top5"] if len(classifier.labels) > TOP5_ABOVE else None
     totals, correct = counts["confusion"].sum(1).tolist(), counts["confusion"].diagonal().tolist()
     return {
         "model": classifier.name,
@@ -196,8 +199,8 @@ def measure(options: Evaluation) -> dict:
         "images": counts["images"],
         "top1": 100 * counts["top1"] / counts["images"],
         "top1_count": counts["top1"],
-        "top5": 100 * counts["top5"] / counts["images"],
-        "top5_count": counts["top5"],
+        "top5": None if top5 is None else 100 * top5 / counts["images"],
+        "top5_count": top5,
         "loss": counts["loss"],
         "decode": options.decode,
         "tta": "flip" if options.flip else None,
@@ -212,6 +215,7 @@ def measure(options: Evaluation) -> dict:
             if totals[index]
         ],
         "broken": broken,
+        "left_out": [] if is_cifar else list(data.notes),
         "reported": classifier.accuracy,
     }
 
@@ -228,13 +232,15 @@ def beside(reported: dict, key: str) -> str:
 def show(result: dict) -> None:
     tta = ", with mirrored test-time augmentation" if result["tta"] else ""
     print(f"{result['model']} on {result['data']}{tta}, in {result['precision']} by engine {result['engine']}")
-    for k in ("top1", "top5"):
+    for k in ("top1", "top5") if result["top5"] is not None else ("top1",):
         count = f"{result[f'{k}_count']:,} of {result['images']:,}"
         print(f"  top-{k[3]}  {result[k]:6.2f} %  {count}{beside(result['reported'], k)}")
     if result["decode"] == "timm":
         print(
             "  pictures decoded as timm does: no colour profile or EXIF orientation applied (--decode classifier does)"
         )
+    for note in result["left_out"]:
+        print(f"  {note}")
     if result["broken"]:
         print(f"  left out  {len(result['broken']):,} that could not be read")
     if result["matched_by"] == "position":

@@ -21,6 +21,7 @@ from train.state import TrainingState
 from train.watch import Watch
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TOP5_ABOVE = 5  # classes; among fewer every answer is one of the first five
 CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the GPU
 
 

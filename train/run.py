@@ -21,7 +21,6 @@ if not __package__:  # run as a script
 import argparse
 import dataclasses
 import os
-import shlex
 from typing import Annotated
 
 import tyro
@@ -31,6 +30,7 @@ from train.distributed import join
 from train.errors import TrainingError
 from train.recipe import Recipe
 from train.recipes import RECIPES
+from train.report.paths import public_command
 from train.session import train
 from train.speed.layout import Compile
 
@@ -45,6 +45,7 @@ class Run:
     resume: bool = False  # go on from the run folder's last checkpoint; starts afresh where there is none
     train_split: str = "train"  # of data that comes in splits
     val_split: str = "validation"  # the same, to measure on
+    class_names: Path | None = None  # text file, a class a line in the order of the labels; for data without names
     samples: int | None = None  # training pictures of WebDataset shards without an _info.json
     download: bool = False  # fetch CIFAR-10 with torchvision where the folder does not hold it
     device: str | None = None  # cpu, cuda, cuda:1, ...; the GPU where there is one
@@ -54,7 +55,7 @@ class Run:
     ahead: int | None = None  # CIFAR's parts that are augmented together, whatever it is with the same result
     save_every: float = 10.0  # minutes between checkpoints within an epoch
     tensorboard: bool = False  # also write TensorBoard's event files into the run folder
-    command: Annotated[str, tyro.conf.Suppress] = ""  # as it was typed; for the model card
+    command: Annotated[str, tyro.conf.Suppress] = ""  # as it was typed, without folders; for the model card
 
     def __post_init__(self):
         if self.ahead is not None and self.ahead < 1:
@@ -77,8 +78,7 @@ def parse(argv: list[str]) -> Run:
     if weights and not {"-h", "--help"} & set(argv):
         start = zoo.load(weights)
         recipe = dataclasses.replace(recipe, weights=weights, model=start.config, preprocessing=start.preprocessing)
-    command = shlex.join(["python", "train/run.py", *(word for word in argv if word != "--resume")])
-    default = Run(recipe=recipe, data=tyro.MISSING, command=command)
+    default = Run(recipe=recipe, data=tyro.MISSING, command=public_command(argv))
     return tyro.cli(Run, prog=f"train/run.py --recipe {chosen.recipe}", args=rest, default=default)
 
 

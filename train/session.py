@@ -19,17 +19,20 @@ from convmixer.weights import Checkpoint, save_checkpoint, write_atomically
 from train.data.batches import Data, open_data
 from train.distributed import World
 from train.errors import TrainingError
-from train.loop import Finish, choose_amp, evaluate, train_epoch
+from train.loop import TOP5_ABOVE, Finish, choose_amp, evaluate, train_epoch
 from train.recipe import Recipe
 from train.report.card import model_card
 from train.report.console import Console, TensorBoard, write_metrics
+from train.report.paths import public_name
 from train.report.pictures import draw_confusion, draw_curves
+from train.report.summary import summary
 from train.schedule import rate_at_step
 from train.speed.layout import FORMATS, agree_on_layout, wrap
 from train.state import (
     LAST,
     NOTHING_YET,
     TrainingState,
+    check_data,
     check_recipe,
     new_state,
     read_newest,
@@ -80,8 +83,11 @@ def resolve(recipe: Recipe, amp: str, compiled: bool) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(recipe))) | {"amp": amp, "compiled": compiled}
 
 
-def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) -> None:
-    """Takes over the weights that the recipe starts from; a head for other labels stays as it was initialised."""
+def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) -> str:
+    """Takes over the weights that the recipe starts from; a head for other labels stays as it was initialised.
+
+    Gives what to say about it.
+    """
     start = zoo.load(recipe.weights)
     if dataclasses.replace(start.config, num_classes=recipe.model.num_classes) != recipe.model:
         raise TrainingError(f"{recipe.weights} is a {start.config}; leave the fields of --model as they are")
@@ -89,6 +95,8 @@ def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) ->
     state.network.load_state_dict(to_tensors({name: start.state_dict[name] for name in kept}), strict=False)
     if state.ema is not None:
         state.ema.module.load_state_dict(state.network.state_dict())
+    head = "" if start.labels == labels else f", with a new head for {len(labels):,} classes"
+    return f"the weights of {recipe.weights}{head}"
 
 
 def train(run, world: World) -> int:
@@ -126,12 +134,16 @@ class Session:
         self.recipe = recipe = dataclasses.replace(recipe, memory_format=layout.memory_format)
         self.resolved, self.layout = resolve(recipe, amp, layout.compiled), layout
         self.state = new_state(recipe, world.device, amp, FORMATS[layout.memory_format])
-        self.state.commit = git_commit()
+        self.state.commit, self.state.data = git_commit(), data.facts()
+        self.start = f"random weights, seed {recipe.seed}"
         if content is not None:
+            check_data(out, content.get("data", {}), data.facts())
             check_recipe(out, stored, self.resolved)
             self.state.load(content)
+            middle = f" and step {self.state.step}" if self.state.step else ""
+            self.start = f"going on after epoch {self.state.epoch} of {recipe.epochs}{middle}"
         elif recipe.weights:
-            load_start(self.state, recipe, data.labels)
+            self.start = load_start(self.state, recipe, data.labels)
         self.forward = wrap(self.state, recipe, world, layout)
         self.finish = Finish(recipe, FORMATS[layout.memory_format], world.device)
         self.bar_from = (0, 0.0)  # (step, time) from which the bar measures its speed; in each epoch anew
@@ -140,9 +152,6 @@ class Session:
             self.note(f"{note}; going on from the one before it")
         if content is not None and world.main:  # the others have read it: DistributedDataParallel met them
             settle(out, used)
-        if content is not None:
-            middle = f" and step {self.state.step}" if self.state.step else ""
-            self.note(f"going on after epoch {self.state.epoch} of {recipe.epochs}{middle}")
 
     def note(self, text: str) -> None:
         if self.console:
@@ -153,9 +162,10 @@ class Session:
         if world.main:
             content = json.dumps(self.resolved, indent=2).encode() + b"\n"
             write_atomically(self.out / "recipe.json", lambda file: file.write(content))
-            self.note(self.data.training.plan.describe())
             how = f"{self.resolved['amp']} on {world.device}, {self.layout}"
-            self.note(f"peak learning rate {recipe.lr:g} for the whole batch; {how}")
+            rate = f"peak learning rate {recipe.lr:g} for the whole batch; {how}"
+            epochs = f"{recipe.epochs:,} epochs, {self.data.training.plan.describe()}"
+            self.note(summary(self.data, self.start, [epochs, rate]))
             if state.history:
                 self.write_epoch()
             self.console.header()
@@ -199,7 +209,7 @@ class Session:
             "train_top1": math.nan if self.finish.mixup else 100 * sums["correct"] / seen,
             "held_out_loss": counts["loss"],
             "held_out_top1": 100 * counts["top1"] / images,
-            "held_out_top5": 100 * counts["top5"] / images,
+            "held_out_top5": 100 * counts["top5"] / images if classes > TOP5_ABOVE else math.nan,
             "images_per_s": seen / max(sums["seconds"], 1e-9),
             "seconds": sums["seconds"] + time.perf_counter() - start,
             "skipped": sums["skipped"],
@@ -252,7 +262,7 @@ class Session:
             labels=self.data.labels,
             preprocessing=recipe.preprocessing,
             training={
-                "recipe": self.resolved,
+                "recipe": self.resolved | {"weights": public_name(recipe.weights)},
                 "data": self.data.training_name,
                 "epochs": state.epoch,
                 "finished": state.epoch == recipe.epochs,
@@ -267,7 +277,7 @@ class Session:
             },
             accuracy={
                 "top1": row["held_out_top1"],
-                "top5": row["held_out_top5"],
+                **({"top5": row["held_out_top5"]} if len(self.data.labels) > TOP5_ABOVE else {}),
                 "data": self.data.held_out_name,
                 "images": int(state.confusion.sum()),
                 "amp": self.resolved["amp"],  # the precision it was measured in

@@ -41,6 +41,7 @@ class TrainingState:
     history: list[dict] = field(default_factory=list)  # one row an epoch, as in metrics.csv
     confusion: Tensor | None = None  # of the last evaluation: int64, rows the true class, columns the answer
     commit: str = "unknown"  # of the code that started the run
+    data: dict = field(default_factory=dict)  # labels and counts, as `Data.facts` gives them
 
     @property
     def exported(self) -> ConvMixer:
@@ -70,6 +71,7 @@ class TrainingState:
             "history": self.history,
             "confusion": self.confusion,
             "commit": self.commit,
+            "data": self.data,
         }
 
     def load(self, content: dict) -> None:
@@ -207,12 +209,46 @@ def read_newest(folder: Path) -> tuple[dict | None, Path, list[str]]:
     return None, folder / LAST, notes
 
 
+def check_data(folder: Path, stored: dict, now: dict) -> None:
+    """Raises TrainingError when a checkpoint was made on other classes or numbers of pictures; older ones do not say."""
+    if not stored or stored == now:
+        return
+    was, labels = stored["labels"], now["labels"]
+    if was != labels:
+        pairs = [
+            f"class {i} is {a!r} and was {b!r}" for i, (a, b) in enumerate(zip(labels, was, strict=False)) if a != b
+        ]
+        problem = f"it has {len(labels):,} classes and had {len(was):,}" if len(was) != len(labels) else pairs[0]
+    else:
+        part = next(part for part in ("training", "held_out") if stored[part] != now[part])
+        pairs = zip(labels, now[part] or (), stored[part] or (), strict=False)
+        label, count, before = next(
+            (pair for pair in pairs if pair[1] != pair[2]), ("each class", "not counted", "counted")
+        )
+        problem = f"its {part.replace('_', '-')} pictures of {label!r} are {count} and were {before}"
+    raise TrainingError(
+        f"cannot resume {folder} on other data: {problem}; give the data that it began with, or --out for a new run"
+    )
+
+
 def check_recipe(folder: Path, stored: dict, resolved: dict) -> None:
     """Raises TrainingError when a checkpoint was made with another recipe."""
-    different = [
-        f"{name} is {resolved.get(name)!r} and was {stored.get(name)!r}"
-        for name in sorted(resolved.keys() | stored.keys())
-        if resolved.get(name) != stored.get(name)
-    ]
-    if different:
-        raise TrainingError(f"cannot resume {folder} with another recipe: {'; '.join(different)}")
+    now, was = _flat(resolved), _flat(stored)
+    different = [name for name in sorted(now.keys() | was.keys()) if now.get(name) != was.get(name)]
+    if not different:
+        return
+    said = "; ".join(f"{name} is {now.get(name)!r} and was {was.get(name)!r}" for name in different)
+    if "epochs" in different:  # the learning rate's course depends on them
+        said += (
+            f"; leave out --epochs to finish the {was['epochs']}, or train on from its weights as a new run:"
+            f" --weights {folder}/model.safetensors --epochs {now['epochs']} --out ANOTHER"
+        )
+    raise TrainingError(f"cannot resume {folder} with another recipe: {said}")
+
+
+def _flat(recipe: dict, prefix: str = "") -> dict:
+    """The fields of a recipe by their dotted names."""
+    flat = {}
+    for name, value in recipe.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

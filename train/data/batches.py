@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from convmixer.images import load_image
-from convmixer.labels import imagenet_labels
+from convmixer.labels import imagenet_labels, read_labels
 from convmixer.preprocessing import Preprocessing, preprocess
 from train.data.augment import Chances, augment, draw, together
 from train.data.cifar import LabelledImages, find_layout, load_cifar, split_cifar
@@ -49,15 +49,23 @@ class Data:
     held_out_name: str
     labels: tuple[str, ...]  # of the classes, in index order
     short_name: str  # of the data, as a part of the model's name
+    training_counts: list[int] | None  # pictures of each class; None where they were not counted
+    held_out_counts: list[int] | None
+    held_out_images: int
+    notes: tuple[str, ...] = ()  # what was left out of the data, for the user
+
+    def facts(self) -> dict:
+        """What a resumed run must have the same of, as JSON values."""
+        return {"labels": list(self.labels), "training": self.training_counts, "held_out": self.held_out_counts}
 
 
 def open_data(run, recipe: Recipe, world: World) -> Data:
     """The data that the command line (train/run.py) names. Raises DataError and TrainingError before any epoch."""
     if find_layout(run.data) or run.download:
         return open_cifar(run, recipe, world)
-    training, held_out = open_pair(
-        run.data, run.train_split, run.val_split, recipe.hold_out, seed=recipe.seed, samples=run.samples
-    )
+    classes = run.class_names and read_labels(run.class_names)
+    options = {"seed": recipe.seed, "samples": run.samples, "classes": classes}
+    training, held_out = open_pair(run.data, run.train_split, run.val_split, recipe.hold_out, **options)
     if recipe.augmentation.ra_n:
         raise TrainingError(
             "--augmentation.ra-n is for CIFAR in memory; for pictures read from disk give --augmentation.ra-n 0, and"
@@ -72,10 +80,16 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
         held_out_name=held_out.name,
         labels=readable(training.classes),
         short_name=name or "pictures",
+        training_counts=training.counts(),
+        held_out_counts=held_out.counts(),
+        held_out_images=len(held_out),
+        notes=tuple(f"{source.name}: {note}" for source in {training.reader: training, held_out.reader: held_out}.values() for note in source.notes),
     )
 
 
 def open_cifar(run, recipe: Recipe, world: World) -> Data:
+    if run.class_names:
+        raise TrainingError("CIFAR names its classes itself; leave out --class-names")
     training_set = load_cifar(run.data, train=True, download=run.download)
     if recipe.preprocessing.size != training_set.images.shape[1]:
         raise TrainingError(
@@ -93,6 +107,9 @@ def open_cifar(run, recipe: Recipe, world: World) -> Data:
         held_out_name=held_out.name,
         labels=training_set.classes,
         short_name=f"cifar{len(training_set.classes)}",
+        training_counts=training_set.counts(),
+        held_out_counts=held_out.counts(),
+        held_out_images=len(held_out),
     )
 
 

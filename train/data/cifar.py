@@ -25,6 +25,10 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def counts(self) -> list[int]:
+        """How many pictures each class has, in index order."""
+        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
+
     def part(self, name: str, start: int, stop: int) -> "LabelledImages":
         return LabelledImages(name, self.images[start:stop], self.labels[start:stop], self.classes)
 
