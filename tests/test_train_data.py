@@ -1,7 +1,9 @@
 """Every kind of data goes through a whole run of the ImageNet recipe, in small, and comes out as a model that opens."""
 
 import csv
+import shutil
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -49,9 +51,51 @@ def test_a_folder_with_a_broken_picture(run, tmp_path):
     assert row["train_top1"] == ""  # mixed pictures have no one class
     checkpoint = load_checkpoint(tmp_path / "run" / "model.safetensors")
     assert checkpoint.labels == tuple(CLASSES)
+    assert "top5" not in checkpoint.accuracy and row["held_out_top5"] == ""  # of three classes it would always be 100
+    assert str(tmp_path) not in str(checkpoint.training) + (tmp_path / "run" / "README.md").read_text()
+    assert "--data pets" in checkpoint.training["command"]
     assert checkpoint.name == "convmixer_16_1_pets"
     assert (checkpoint.accuracy["data"], checkpoint.accuracy["images"]) == ("pets/val", 24)
     assert Classifier(str(tmp_path / "run" / "model.safetensors")).classify(folder / CLASSES[0] / "0.JPEG")
+
+
+def test_what_was_understood_is_said_before_the_first_epoch_and_other_data_is_refused(run, tmp_path):
+    pets = write_folder(tmp_path / "pets" / "train", pictures() | {"cow/1.txt": b"text", ".git/x.png": b""}).parent
+    write_folder(pets / "val", {path: content for path, content in pictures(1000).items() if "cat" not in path})
+    code, said, _ = run("--data", pets)
+    assert code == 0, said
+    understood = said.out.split("epoch    loss")[0].splitlines()
+    for line in (
+        "training  pets/train: 24 pictures, 8 a class",
+        "classes   3: cat (8), dog 2 (8), dog 10 (8)",
+        "held out  pets/val: 16 pictures, 8 a class",
+        "not held  cat: no picture to measure on",
+        "left out  pets/train: not read, by their endings: 1 .txt",
+        "left out  pets/train: no classes, as they hold no picture: 1 folder (cow)",
+        "start     random weights, seed 42",
+        "plan      1 epoch, 24 training pictures, 3 steps an epoch of 8 = 1 process x 2 parts of 4",
+    ):
+        assert line in understood
+
+    def resumed(change: Callable, undo: Callable) -> str:
+        change()
+        code, said, _ = run("--data", pets, "--resume")
+        undo()
+        assert (code, said.err.count("\n")) == (2, 1)
+        return said.err
+
+    cat, dog, picture = pets / "train/cat", pets / "train/dogs", pets / "train/cat/0.JPEG"
+    assert "class 0 is 'bat' and was 'cat'" in resumed(
+        lambda: cat.rename(cat.with_name("bat")), lambda: cat.with_name("bat").rename(cat)
+    )
+    assert "it has 4 classes and had 3" in resumed(
+        lambda: write_folder(dog, {"1.png": b"x"}), lambda: shutil.rmtree(dog)
+    )
+    content = picture.read_bytes()
+    assert "7 training pictures are 'cat' and 8 were; give the data that it began with, or --out" in resumed(
+        picture.unlink, lambda: picture.write_bytes(content)
+    )
+    assert run("--data", pets, "--resume")[0] == 0
 
 
 def test_a_tar_file_without_a_validation_split(run, tmp_path):
@@ -72,6 +116,19 @@ def test_webdataset_shards(run, tmp_path):
     checkpoint = load_checkpoint(tmp_path / "run" / "model.safetensors")
     assert checkpoint.labels == ("class 0", "class 1", "class 2")
     assert checkpoint.accuracy["images"] == 6
+
+
+def test_the_class_names_of_shards_come_from_a_file(run, tmp_path):
+    data, names = f"wds/{write_shards(tmp_path / 'shards')}", tmp_path / "names.txt"
+    names.write_text("cat\ndog\n")
+    code, said, _ = run("--data", data, "--class-names", names)
+    assert (code, said.err.count("\n")) == (2, 1) and "the label 2, but there are names of 2 classes" in said.err
+    names.write_text("cat\ndog\ncow\nbird\n")
+    code, said, _ = run("--data", data, "--class-names", names)
+    assert code == 0, said
+    assert "classes   4: cat (8), dog (8), cow (8), bird (0)" in said.out.splitlines()
+    assert load_checkpoint(tmp_path / "run" / "model.safetensors").labels == ("cat", "dog", "cow", "bird")
+    assert run("--data", data, "--class-names", tmp_path / "none.txt")[1].err.count("\n") == 1
 
 
 def test_a_hugging_face_data_set(run, tmp_path, monkeypatch):

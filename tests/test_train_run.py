@@ -150,7 +150,8 @@ def test_a_finished_or_foreign_run_is_not_overwritten(quick, tmp_path):
     assert "--resume" in err
     code, _, err = quick("--epochs", 3, "--lr", 0.1, "--resume")
     assert (code, err.count("\n")) == (2, 1)
-    assert "epochs is 3 and was 1; lr is 0.1 and was 0.05" in err.replace("\n", " ")
+    assert "epochs is 3 and was 1; lr is 0.1 and was 0.05; leave out --epochs to finish the 1, or" in err
+    assert "run/model.safetensors --epochs 3 --out ANOTHER" in err
     code, out, _ = quick("--epochs", 1, "--resume")
     assert code == 0
     assert "going on after epoch 1 of 1" in out

@@ -164,7 +164,7 @@ class Session:
             write_atomically(self.out / "recipe.json", lambda file: file.write(content))
             how = f"{self.resolved['amp']} on {world.device}, {self.layout}"
             rate = f"peak learning rate {recipe.lr:g} for the whole batch; {how}"
-            epochs = f"{recipe.epochs:,} epochs, {self.data.training.plan.describe()}"
+            epochs = f"{recipe.epochs:,} epoch{'s' * (recipe.epochs > 1)}, {self.data.training.plan.describe()}"
             self.note(summary(self.data, self.start, [epochs, rate]))
             if state.history:
                 self.write_epoch()

@@ -210,22 +210,23 @@ def read_newest(folder: Path) -> tuple[dict | None, Path, list[str]]:
 
 
 def check_data(folder: Path, stored: dict, now: dict) -> None:
-    """Raises TrainingError when a checkpoint was made on other classes or numbers of pictures; older ones do not say."""
+    """Raises TrainingError when a checkpoint was made on other classes or other numbers of pictures.
+
+    Both as `Data.facts` gives them; checkpoints of older releases do not say.
+    """
     if not stored or stored == now:
         return
     was, labels = stored["labels"], now["labels"]
-    if was != labels:
-        pairs = [
-            f"class {i} is {a!r} and was {b!r}" for i, (a, b) in enumerate(zip(labels, was, strict=False)) if a != b
-        ]
-        problem = f"it has {len(labels):,} classes and had {len(was):,}" if len(was) != len(labels) else pairs[0]
+    if len(was) != len(labels):
+        problem = f"it has {len(labels):,} classes and had {len(was):,}"
+    elif was != labels:
+        i = next(i for i, label in enumerate(labels) if label != was[i])
+        problem = f"class {i} is {labels[i]!r} and was {was[i]!r}"
     else:
-        part = next(part for part in ("training", "held_out") if stored[part] != now[part])
-        pairs = zip(labels, now[part] or (), stored[part] or (), strict=False)
-        label, count, before = next(
-            (pair for pair in pairs if pair[1] != pair[2]), ("each class", "not counted", "counted")
-        )
-        problem = f"its {part.replace('_', '-')} pictures of {label!r} are {count} and were {before}"
+        part = "training" if stored["training"] != now["training"] else "held_out"
+        counts, before = (facts[part] or [None] * len(labels) for facts in (now, stored))
+        i = next(i for i, count in enumerate(counts) if count != before[i])
+        problem = f"{counts[i]} {part.replace('_', '-')} pictures are {labels[i]!r} and {before[i]} were"
     raise TrainingError(
         f"cannot resume {folder} on other data: {problem}; give the data that it began with, or --out for a new run"
     )

@@ -73,6 +73,7 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
         )
     kind = StreamBatches if training.streaming else SourceBatches
     name = re.sub(r"[^a-z0-9]+", "_", Path(run.data).resolve().name.lower().removesuffix(".tar")).strip("_")
+    sources = (training,) if training.reader is held_out.reader else (training, held_out)
     return Data(
         training=kind(training, recipe, world, run.workers),
         training_name=training.name,
@@ -83,7 +84,7 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
         training_counts=training.counts(),
         held_out_counts=held_out.counts(),
         held_out_images=len(held_out),
-        notes=tuple(f"{source.name}: {note}" for source in {training.reader: training, held_out.reader: held_out}.values() for note in source.notes),
+        notes=tuple(f"{source.name}: {note}" for source in sources for note in source.notes),
     )
 
 

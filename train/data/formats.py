@@ -23,7 +23,8 @@ EXAMPLE_SHARDS = "part-{000..031}.tar|40000"
 
 def check_known(name: str, found: tuple[str, ...], classes: tuple[str, ...]) -> None:
     if unknown := [label for label in found if label not in set(classes)]:
-        raise DataError(f"{name} has classes that are none of the {len(classes):,} to learn: {some(unknown)}; those are {some(classes)}")
+        wanted = f"the {len(classes):,} to learn"
+        raise DataError(f"{name} has classes that are none of {wanted}: {some(unknown)}; those are {some(classes)}")
 
 
 # Hugging Face data sets

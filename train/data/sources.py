@@ -15,7 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.folders import SPLITS, SYNONYMS, Files, file_splits, find_split, listed, open_tree, some, sort_by_class, split_path
+from train.data.folders import (
+    SPLITS,
+    SYNONYMS,
+    Files,
+    file_splits,
+    find_split,
+    listed,
+    open_tree,
+    some,
+    sort_by_class,
+    split_path,
+)
 from train.data.formats import check_known, load_hugging_face, open_hugging_face, open_stream, stream_info
 from train.data.samples import MapSamples, Source, StreamSamples, sample_seed
 from train.errors import DataError
@@ -50,7 +61,9 @@ def open_source(
         only = source.classes[0]
         below = source.reader.tree.subfolders(only) if isinstance(source.reader, Files) else ()
         meant = f"; if {some(below)} are the classes, give {source.reader.tree.name}/{only}" if len(below) > 1 else ""
-        raise DataError(f"{source.name} holds pictures of one class only, {only}; a classifier needs two or more{meant}")
+        raise DataError(
+            f"{source.name} holds pictures of one class only, {only}; a classifier needs two or more{meant}"
+        )
     return source
 
 
@@ -106,9 +119,7 @@ def _has_split(data: str, split: str) -> bool:
         found = ".tar" in split or find_split(split, names) is not None
     else:
         name = data.removeprefix("hfds/")
-        names = (
-            file_splits(data, split) if name == data else load_hugging_face(os.path.expanduser(name))
-        )
+        names = file_splits(data, split) if name == data else load_hugging_face(os.path.expanduser(name))
         found = find_split(split, names) is not None
     if not found and split not in SYNONYMS[1]:
         raise DataError(f"{data} has no split {split!r}{listed(names)}")

@@ -7,19 +7,17 @@ CLASSES = 10  # named; of more, the first ones
 
 def summary(data: Data, start: str, plan: list[str]) -> str:
     """The classes, their pictures, what they are measured on, what was left out, where the weights start, the plan."""
-    rows = [
-        ("training", f"{data.training_name}: {_pictures(data.training.plan.images, data.training_counts)}"),
-        ("classes", _classes(data.labels, data.training_counts)),
-        ("held out", f"{data.held_out_name}: {_pictures(data.held_out_images, data.held_out_counts)}"),
-        *(("left out", note) for note in data.notes),
-        ("start", start),
-        *(("plan", line) for line in plan),
-    ]
-    if missing := [label for label, count in zip(data.labels, data.held_out_counts or (), strict=False) if not count]:
-        rows.insert(3, ("", f"of {_first(missing)} there is none, so that they are not measured"))
-    return "\n".join(
-        f"{'' if name == before else name:<10}{text}" for (name, text), (before, _) in zip(rows, [("", ""), *rows])
-    )
+    missing = [label for label, count in zip(data.labels, data.held_out_counts or (), strict=False) if not count]
+    rows = {
+        "training": [f"{data.training_name}: {_pictures(data.training.plan.images, data.training_counts)}"],
+        "classes": [_classes(data.labels, data.training_counts)],
+        "held out": [f"{data.held_out_name}: {_pictures(data.held_out_images, data.held_out_counts)}"],
+        "not held": [f"{_first(missing)}: no picture to measure on"] if missing else [],
+        "left out": data.notes,
+        "start": [start],
+        "plan": plan,
+    }
+    return "\n".join(f"{name:<10}{line}" for name, lines in rows.items() for line in lines)
 
 
 def _pictures(images: int, counts: list[int] | None) -> str:
@@ -31,9 +29,8 @@ def _pictures(images: int, counts: list[int] | None) -> str:
 
 
 def _classes(labels: tuple[str, ...], counts: list[int] | None) -> str:
-    return f"{len(labels):,}: " + _first(
-        [f"{label} ({count:,})" for label, count in zip(labels, counts, strict=True)] if counts else list(labels)
-    )
+    names = [f"{label} ({count:,})" for label, count in zip(labels, counts, strict=True)] if counts else list(labels)
+    return f"{len(labels):,}: {_first(names)}"
 
 
 def _first(names: list[str]) -> str:
