@@ -57,6 +57,16 @@ def train_epoch(state, recipe: Recipe, parts: list[Part], amp: str = "off", watc
     return {**state.running, "loss": state.running["loss"] / max(state.running["seen"], 1), "ended": ended}
 
 
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_last_batch_norm_gets_its_gradient_in_the_maps_own_format(memory_format):
+    network, seen = new_state(TINY, CPU, "off", memory_format).network, []
+    network.blocks[-1][-1].register_full_backward_pre_hook(lambda _, gradients: seen.extend(gradients))
+    x = torch.randn(4, 3, 32, 32).contiguous(memory_format=memory_format)
+    network(x).square().mean().backward()
+    (gradient,) = seen
+    assert gradient.is_contiguous(memory_format=memory_format)
+
+
 def test_the_fast_depthwise_convolution_has_the_same_gradients():
     torch.manual_seed(0)
     exact = nn.Conv2d(24, 24, 5, groups=24, padding=2).double()

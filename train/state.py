@@ -19,6 +19,7 @@ from train.errors import TrainingError
 from train.recipe import Recipe
 from train.speed.channel_major import use_channel_major
 from train.speed.depthwise import use_fast_depthwise
+from train.speed.gradients import keep_gradients_channels_last
 
 NEXT, LAST, PREVIOUS = "next.pt", "last.pt", "previous.pt"  # next.pt: only in the midst of a save
 NOTHING_YET = {"loss": 0.0, "correct": 0, "seen": 0, "skipped": 0, "seconds": 0.0}
@@ -122,6 +123,8 @@ def new_state(
     torch.manual_seed(recipe.seed)
     network = build(recipe.model).to(device, memory_format=memory_format)
     use_fast_depthwise(network)
+    if device.type == "cpu" and memory_format == torch.channels_last:
+        keep_gradients_channels_last(network)
     if recipe.memory_format == "channel_major":
         use_channel_major(network)
     optimizer = new_optimizer(network, recipe)
