@@ -29,13 +29,15 @@ FILE=$(curl -s {PLACE}/gradio_api/upload -F files=@dog.jpg | cut -d '"' -f 2)
 EVENT=$(curl -s {PLACE}/gradio_api/call/classify -H 'Content-Type: application/json' \\
     -d '{{"data": [{{"path": "'"$FILE"'"}}, "auto", 5]}}' | cut -d '"' -f 4)
 curl -sN {PLACE}/gradio_api/call/classify/$EVENT"""
-JAVASCRIPT = f'''// npm install @gradio/client
+JAVASCRIPT = f'''// npm install @gradio/client, then save this as ask.mjs: node ask.mjs
+import {{ readFile }} from "node:fs/promises";
 import {{ Client }} from "@gradio/client";
 
 const client = await Client.connect("{PLACE}");
-const picture = await (await fetch("dog.jpg")).blob();
+const picture = new Blob([await readFile("dog.jpg")]); // in a browser: the file of an <input type="file">
 const answer = await client.predict("/classify", {{ image: picture, model: "auto", top_k: 5 }});
-console.log(answer.data[0].predictions);'''
+console.log(answer.data[0].predictions);
+process.exit(); // else the client keeps listening'''
 END_POINTS = """<ul class="end-points">
 <li><code>/classify</code> image, model = "auto", top_k = 5: the best classes, with scores from 0 to 1</li>
 <li><code>/heatmap</code> image, model = "auto", label = the best class: the picture with the evidence over it</li>
@@ -56,7 +58,7 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
         image = gr.Image(label="image")
         model = gr.Textbox("auto", label="model")
         label = gr.Textbox("", label="label")
-        top_k = gr.Number(5, label="top_k", precision=0)
+        top_k = gr.Number(5, label="top_k")
         answer, seen, names = gr.JSON(), gr.Image(format="png"), gr.JSON()
         ask = gr.Button()
 
@@ -68,11 +70,11 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
             model: a model on this machine, as /models gives them; auto is the default one
             top_k: how many classes to return, the best first; from 1 on
         """
-        if not isinstance(top_k, int) or not 1 <= top_k <= MAX_TOP_K:
-            raise failure(f"top_k is {top_k}; it must be a whole number from 1 to {MAX_TOP_K}")
+        if not isinstance(top_k, int | float) or not 1 <= top_k <= MAX_TOP_K or top_k != int(top_k):
+            raise failure(f"top_k is {top_k!r:.40}; it must be a whole number from 1 to {MAX_TOP_K}")
         classifier, source = opened(image, model)
         start = time.perf_counter()
-        predictions = read(image, lambda: classifier.classify(source, top_k))
+        predictions = read(image, lambda: classifier.classify(source, int(top_k)))
         return as_json(answers.models.name(model), classifier, predictions, time.perf_counter() - start)
 
     def heatmap(image, model="auto", label=""):
@@ -85,7 +87,8 @@ def lay_out(page: gr.Blocks, answers: Answers, limits: dict) -> None:
         """
         classifier, source = opened(image, model)
         if label and label not in classifier.labels:
-            raise failure(f"{model} has no class {label!r:.80}; /classify gives the labels that it has")
+            some = ", ".join(classifier.labels[:10]) + (", ..." if len(classifier.labels) > 10 else "")
+            raise failure(f"{answers.models.name(model)} has no class {label!r:.80}; it has {some}")
         index = classifier.labels.index(label) if label else None
         picture = read(image, lambda: classifier.heatmap(source, index)).overlay()
         picture.thumbnail((MAX_SHOWN, MAX_SHOWN))

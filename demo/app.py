@@ -12,12 +12,12 @@ import contextlib
 import errno
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -29,18 +29,26 @@ WRONG = 2  # exit code
 
 
 def main(argv: list[str] | None = None) -> int:
+    from demo.uploads import make_folder
+
+    uploads = ""
     try:
         # The folder that Gradio takes otherwise is one for all users and apps of the machine, and is never emptied.
-        with tempfile.TemporaryDirectory(prefix="convmixer-demo-", ignore_cleanup_errors=True) as uploads:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: end(uploads))
-            start(parse(argv), uploads)
-            while True:
-                time.sleep(3600)
+        uploads = make_folder()
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            signals.append(signal.SIGHUP)
+        for number in signals:
+            signal.signal(number, lambda *_: end(uploads))
+        start(parse(argv), uploads)
+        while True:
+            time.sleep(3600)
     except ImportError as error:
         problem = f"{error}; install what is missing with: pip install -r requirements/demo.txt"
     except (ValueError, RuntimeError, OSError) as error:
         problem = " ".join(str(error).split())
+    finally:
+        shutil.rmtree(uploads, ignore_errors=True)
     print(f"{PROGRAM}: {problem}", file=sys.stderr)
     return WRONG
 
@@ -86,6 +94,8 @@ def start(arguments: argparse.Namespace, uploads: str) -> None:
             zoo.download(name, terminal_progress(name))  # Models would do it without a word
     models = Models(arguments.model)
     prepare_environment(address, uploads)
+    directly = os.environ["no_proxy"]
+    os.environ["no_proxy"] = "*"  # Gradio, which starts with no call to elsewhere, fails where it cannot use a proxy
     from demo.guard import launch_options, start_deleting
     from demo.page import LOOKS, build
 
@@ -96,6 +106,7 @@ def start(arguments: argparse.Namespace, uploads: str) -> None:
     address, number = find_place(arguments.host, arguments.port)  # again, as others may have started meanwhile
     with contextlib.redirect_stdout(io.StringIO()):  # Gradio is not that quiet
         page.launch(**options, server_name=address, server_port=number)
+    os.environ["no_proxy"] = directly
     if arguments.mcp and not page.mcp_server:
         raise RuntimeError(f"--mcp does not work with the packages installed here ({page.mcp_error})")
     here = f"http://{address.replace('0.0.0.0', '127.0.0.1').replace('[::]', '[::1]')}:{number}"
@@ -139,6 +150,7 @@ def prepare_environment(address: str, uploads: str) -> None:
     # It first binds a port of this address, by IPv4, and has no good line for a variable that is wrong.
     os.environ["GRADIO_SERVER_NAME"] = "127.0.0.1" if "[" in address else address
     os.environ.pop("GRADIO_SERVER_PORT", None)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # comes with it, and warns where there is no home
     # It asks its own server whether it is there, which no proxy could tell.
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = ",".join(filter(None, [others, "localhost", address.strip("[]")]))

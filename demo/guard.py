@@ -71,7 +71,14 @@ def guard(blocks: gr.Blocks) -> None:
             if isinstance(block, FILE_INPUTS):
                 own = state[block._id] if state and block._id in state else block  # this visitor's, if it was updated
                 own.preprocess = _to_uploads
-        return await preprocess_data(event, _checked(list(inputs)), state, explicit_call)
+        try:
+            return await preprocess_data(event, _checked(list(inputs)), state, explicit_call)
+        except gr.Error:
+            raise
+        except Exception as error:  # of Gradio's components, about what no page would send
+            names = ", ".join(block.label or "?" for block in event.inputs if getattr(block, "label", None))
+            line = f"This does not fit; the inputs are {names}, in this order."
+            raise gr.Error(line, print_exception=False) from error
 
     async def guarded_process_api(*arguments, event_data=None, **options):
         if event_data is not None:

@@ -32,7 +32,7 @@ LOOKS = {  # for Blocks.launch
     # Not as "css", which Gradio rewrites: it would put a selector of its own before each of these.
     "head": f"<style>{read('page.css')}</style><script>{read('heat.js')}</script>",
     "js": read("page.js"),
-    "footer_links": ["api"],
+    "footer_links": [],  # the tab API has examples that run here
 }
 PRIVATE = {"api_visibility": "private"}
 # The network uses all cores, so there is one at a time; what takes long waits in a line of its own.
