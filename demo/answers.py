@@ -10,9 +10,11 @@ from PIL import Image
 from convmixer import CheckpointError, Classifier, ImageError, ModelError, Prediction
 from convmixer.preprocessing import resize_and_crop
 from demo import render
+from demo.guard import find_upload
 from demo.models import Models, Own
 
 TOP_K = 5
+GONE = "your picture is no longer here: uploads go after an hour, and when the demo is restarted; add it again"
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,20 @@ class Picture:
 
     name: str
     path: Path | None = None
+
+    def as_value(self) -> dict:
+        """What the page keeps of it. It and not the server, which may be restarted, and forgets visitors at last."""
+        return {"name": self.name} | ({"file": str(self.path)} if self.path else {})
+
+    @staticmethod
+    def of_value(value: object) -> "Picture":
+        """Whatever a page says. Raises Problem where it names an upload that is no longer there."""
+        value = value if isinstance(value, dict) else {}
+        if value.get("file") is None:
+            return Picture(str(value.get("name")))
+        if upload := find_upload(value.get("name"), value["file"]):
+            return Picture(upload.name, upload.path)
+        raise Problem(GONE)
 
 
 class Problem(ValueError):
@@ -43,7 +59,7 @@ class Answers:
         try:
             return picture.path.read_bytes()  # and not the path, which would stand in the error messages
         except OSError as error:
-            raise Problem("uploads are deleted after an hour; add your picture again") from error
+            raise Problem(GONE) from error
 
     def classifier(self, model: str, own: Sequence[Own] = ()) -> Classifier:
         """One of the models, or one of the visitor's own. Raises Problem when there is no such model here."""

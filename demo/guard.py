@@ -168,12 +168,22 @@ def _display_name(given: object, fallback: str) -> str:
     return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]  # the end tells the kind of file
 
 
+def find_upload(name: object, path: object) -> Upload | None:
+    """The upload that a visitor's page names; None if it is no longer there, or none."""
+    with contextlib.suppress(gr.Error):
+        return _to_upload(_checked({"path": path, "orig_name": name}))
+
+
+def _to_upload(file: dict) -> Upload:
+    return Upload(file["orig_name"], Path(file["path"]))
+
+
 def _to_uploads(payload) -> Upload | list[Upload] | None:
     """Stands in for a component's preprocess, which would open the file."""
     if isinstance(payload, ListFiles):
         return [*map(_to_uploads, payload)]
     file = payload and _checked(payload.model_dump())  # again, for an image may come with an address and no path
-    return file and Upload(file["orig_name"], Path(file["path"]))
+    return file and _to_upload(file)
 
 
 def _with_open_routes(app):

@@ -36,7 +36,8 @@ def lay_out(page: gr.Blocks, answers: Answers, opening: Picture, slow: dict, net
     """The components, by name, of a page that opens with ``opening`` answered. slow, network: limits of events."""
     models = answers.models
     stage, bars, answer = answers.view("main", opening, models.default)
-    ui = SimpleNamespace(picture=gr.State(opening), own=gr.State([]), tab=gr.State("Answer"))
+    ui = SimpleNamespace(own=gr.State([]))
+    ui.picture, ui.tab = gr.JSON(opening.as_value(), visible=False), gr.Textbox("Answer", visible=False)
     # What is in view, so that an event which changes nothing can be told.
     ui.shown_models, ui.shown_block = gr.State(None), gr.State(models.get(models.default).config.depth)
     with gr.Row(elem_id="top"):

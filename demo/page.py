@@ -60,11 +60,12 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     # Not ui.block, which refuses its old value once another model has fewer blocks.
     chosen = [*selected, ui.shown_block]
 
-    def update(picture: Picture, own, tab, model, model_a, model_b, look, block) -> dict:
+    def update(picture: Picture | dict, own, tab, model, model_a, model_b, look, block) -> dict:
         """What is in view, for this picture and the models that are chosen. A problem leaves it as it was."""
         try:
+            picture = picture if isinstance(picture, Picture) else Picture.of_value(picture)
             stage, bars, answer = answers.view("main", picture, model, own)
-            shown = {ui.problem: "", ui.picture: picture, ui.stage: stage, ui.bars: bars, ui.json: answer}
+            shown = {ui.problem: "", ui.picture: picture.as_value(), ui.stage: stage, ui.bars: bars, ui.json: answer}
             shown[ui.shown_models] = [model, model_a, model_b]
             if tab == COMPARE:
                 shown[ui.side_a] = answers.side("a", picture, model_a, own)
@@ -111,7 +112,7 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     # Not "release", which the keyboard does not give.
     ui.block.input(update, [ui.picture, *selected, ui.block], in_view, **quick | {"trigger_mode": "always_last"})
     for tab in (ui.answer_tab, ui.compare_tab, ui.inside_tab):
-        turned = tab.select(lambda name=tab.label: name, None, ui.tab, queue=False, **PRIVATE)
+        turned = tab.select(None, None, ui.tab, js=f"() => {tab.label!r}", **PRIVATE)
         if tab is not ui.answer_tab:  # which is always kept up to date
             turned.then(update, [ui.picture, *chosen], in_view, **quick)
 

@@ -110,7 +110,7 @@ def test_an_upload_is_read_and_a_vanished_one_asked_for_again(answers, tmp_path)
     as_upload = answers.view("main", Picture("mine.png", path), "auto")[2]
     assert as_upload["predictions"] == answers.view("main", Picture("noise"), "auto")[2]["predictions"]
     path.unlink()
-    with pytest.raises(Problem, match="deleted after an hour; add your picture again"):
+    with pytest.raises(Problem, match="uploads go after an hour, and when the demo is restarted; add it again"):
         answers.view("main", Picture("mine.png", path), "auto")
 
 

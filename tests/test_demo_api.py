@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
+from conftest import ROOT
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -81,12 +83,25 @@ def test_models_are_those_on_this_machine(client):
         ("/classify", {"model": "convmixer_768_32"}, "is not on this machine; choose one of convmixer_256_8_cifar10"),
         ("/classify", {"top_k": 0}, "top_k is 0; it must be a whole number from 1 to 1000"),
         ("/classify", {"top_k": 10**6}, "top_k is 1000000; it must be"),
-        ("/heatmap", {"label": "unicorn"}, "has no class 'unicorn'"),
+        ("/classify", {"top_k": 2.5}, "top_k is 2.5; it must be"),
+        ("/classify", {"top_k": "many"}, "top_k is 'many'; it must be"),
+        ("/classify", {"top_k": [1]}, r"top_k is \[1\]; it must be"),
+        ("/classify", {"model": None}, "None is not on this machine; choose one of"),
+        ("/heatmap", {"label": "unicorn"}, f"{MODEL} has no class 'unicorn'; it has airplane, automobile, .*truck$"),
     ],
 )
-def test_wrong_inputs_get_one_sentence(client, dog, end_point, inputs, sentence):
+def test_wrong_inputs_get_one_sentence(client, dog, end_point, inputs, sentence, capfd):
     with pytest.raises(AppError, match=sentence):
         client.predict(handle_file(dog), api_name=end_point, **inputs)
+    assert capfd.readouterr() == ("", "")  # of the server, which runs in this process
+
+
+@pytest.mark.parametrize("data", [[], ["x", "auto", 5]], ids=["too few", "no file"])
+def test_what_does_not_fit_gets_one_sentence(server, data, capfd):
+    event = httpx.post(f"{server}/gradio_api/call/classify", json={"data": data}).json()["event_id"]
+    answer = httpx.get(f"{server}/gradio_api/call/classify/{event}").text
+    assert "This does not fit; the inputs are image, model, top_k, in this order." in answer
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_broken_picture_and_none_get_one_sentence(client, tmp_path):
@@ -137,6 +152,18 @@ def test_the_shell_snippet_runs_as_it_stands(server, dog):
     assert run.returncode == 0, run.stderr
     answer = json.loads(next(line for line in run.stdout.splitlines() if line.startswith("data:"))[5:])[0]
     assert answer["predictions"][0]["label"] == Classifier(MODEL).classify(dog, 1)[0].label
+
+
+def test_the_javascript_snippet_runs_as_it_stands(server, dog):
+    """CONVMIXER_NODE_MODULES names a folder in which npm has installed @gradio/client."""
+    folder = Path(os.environ.get("CONVMIXER_NODE_MODULES", ROOT / "node_modules"))
+    if not shutil.which("node") or not (folder / "@gradio" / "client").is_dir():
+        pytest.skip("there is no Node with @gradio/client (CONVMIXER_NODE_MODULES names its node_modules)")
+    (dog.parent / "node_modules").symlink_to(folder)
+    (dog.parent / "ask.mjs").write_text(api.JAVASCRIPT.replace(api.PLACE, server))
+    run = subprocess.run(["node", "ask.mjs"], cwd=dog.parent, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert f"label: '{Classifier(MODEL).classify(dog, 1)[0].label}'" in run.stdout.splitlines()[1]
 
 
 def test_the_version_of_gradio_is_the_pinned_one():

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from demo_guard_app import Witness
 from PIL import Image
 
 from convmixer import Classifier
-from demo import app, guard
+from demo import app, guard, uploads
 
 MODEL = "convmixer_256_8_cifar10"
 SECONDS = 120  # a start takes 8 on two cores that have nothing else to do
@@ -33,12 +34,14 @@ NOT_IN_THE_CONTAINER = ["timm", "torchvision", "cog", "matplotlib", "tyro", "dat
 class Demo:
     """demo/app.py under way. It ends with the with block."""
 
-    def __init__(self, *arguments: object, folder: Path, script: Path = ROOT / "demo" / "app.py", **environment: str):
+    def __init__(
+        self, *arguments: object, folder: Path, script: Path = ROOT / "demo" / "app.py", wrapper=(), **environment
+    ):
         self.folder = folder  # for all that it writes
         (folder / "tmp").mkdir(exist_ok=True)
         environment = clean_environment() | {"TMPDIR": str(folder / "tmp"), "HOME": str(folder)} | environment
         self.files = [(folder / name).open("w+") for name in ("stdout", "stderr")]
-        command = [sys.executable, str(script), *map(str, arguments)]
+        command = [*wrapper, sys.executable, str(script), *map(str, arguments)]
         pipes = dict(zip(("stdout", "stderr"), self.files, strict=True))
         self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
@@ -242,7 +245,7 @@ def test_ctrl_c_ends_it(contained):
     listener(int(contained.url.rpartition(":")[2])).close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_can_be_ended_while_it_starts(tmp_path, number):
     with Demo(folder=tmp_path) as demo:
         while not [*(tmp_path / "tmp").iterdir()]:  # the first thing that it does
@@ -251,6 +254,51 @@ def test_it_can_be_ended_while_it_starts(tmp_path, number):
         assert demo.end(number) < 3
         assert (demo.process.returncode, demo.output("stdout"), demo.output("stderr")) == (0, "", "")
         assert [*(tmp_path / "tmp").iterdir()] == []
+
+
+def test_what_a_killed_demo_left_goes_at_the_next_start_and_a_running_ones_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = Path(uploads.make_folder())
+    (mine / "photo.jpg").write_bytes(b"x")
+    code = "from demo.uploads import make_folder; import time; print(make_folder(), flush=True); time.sleep(99)"
+    command, options = (
+        [sys.executable, "-c", code],
+        {"cwd": ROOT, "env": clean_environment() | {"TMPDIR": str(tmp_path)}},
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as other:
+        theirs = Path(other.stdout.readline().strip())
+        (theirs / "photo.jpg").write_bytes(b"x")
+        (tmp_path / "convmixer-demo-file").touch()
+        (tmp_path / "convmixer-demo-link").symlink_to(ROOT)
+        shutil.rmtree(uploads.make_folder())
+        assert (mine / "photo.jpg").exists() and (theirs / "photo.jpg").exists()
+        other.kill()
+        other.wait(30)
+    shutil.rmtree(uploads.make_folder())
+    assert (mine / "photo.jpg").exists() and not theirs.exists()
+    assert (tmp_path / "convmixer-demo-file").exists() and (ROOT / "README.md").exists()
+
+
+def test_under_nohup_it_goes_on(tmp_path):
+    with Demo("--model", MODEL, "--port", free_port(), folder=tmp_path, wrapper=["nohup"]) as demo:
+        demo.wait_for("The demo is at ")
+        demo.process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert demo.process.poll() is None
+
+
+def test_odd_surroundings_are_no_trouble(tmp_path, picture):
+    """A SOCKS proxy that nothing here could use, nowhere to write but TMPDIR, and a path of another server's."""
+    socks = dict.fromkeys(("all_proxy", "ALL_PROXY"), "socks5://127.0.0.1:9")
+    odd = socks | {"HOME": "/proc/nowhere", "GRADIO_ROOT_PATH": "https://example.org/demo"}
+    with Demo("--model", MODEL, "--port", free_port(), folder=tmp_path, **odd) as demo:
+        url = demo.wait_for(r"The demo is at (\S+) ")[1]
+        content = jpeg(picture())
+        expect_right_answer(ask(url, content), content)
+        assert httpx.get(url + "/config", trust_env=False).json()["root"] == "https://example.org/demo"
+        assert demo.end(signal.SIGHUP) < 3
+        assert (demo.process.returncode, demo.output("stderr")) == (0, "")
+        assert [*(tmp_path / "tmp").glob("convmixer-*")] == []
 
 
 def test_without_a_public_address_it_goes_on(tmp_path, picture):
