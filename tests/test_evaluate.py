@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from picture_files import heic
+from picture_sets import write_shards
 from PIL import Image
 from timm.data import create_dataset, create_loader
 from timm.models.convmixer import ConvMixer as TimmConvMixer
@@ -304,6 +306,28 @@ def test_pictures_are_decoded_as_timm_does_or_as_the_classifier_does(odd_folder,
     assert measured("--model", path, "--data", odd_folder)["loss"] != result["loss"]
 
 
+def test_few_classes_of_shards_by_name_without_a_top_5(tmp_path, measured, run):
+    """The model has five classes, the data three of them in another order, which a file names."""
+    model = write_model(tmp_path / "model.safetensors", timm_network(num_classes=5), "abcde")
+    shards, names = write_shards(tmp_path / "shards"), tmp_path / "names.txt"
+    names.write_text("e\nb\na\n")
+    result = measured("--model", model, "--data", f"wds/{shards}", "--class-names", names)
+    assert [(row["label"], row["images"]) for row in result["per_class"]] == [("a", 8), ("b", 8), ("e", 8)]
+    assert (result["top5"], result["top5_count"], result["matched_by"]) == (None, None, "name")
+    assert "top-5" not in run("--model", model, "--data", f"wds/{shards}")[1]
+
+
+def test_heic_is_measured_and_what_is_not_read_is_said(tmp_path, measured, run):
+    data = write_pictures(tmp_path / "set", {"a": 2, "b": 1})
+    (data / "a" / "4.heic").write_bytes(heic(Image.new("RGB", (60, 60), (9, 99, 9))))
+    (data / "a" / "notes.txt").write_text("text")
+    model = write_model(tmp_path / "model.safetensors", timm_network(num_classes=5), "abcde")
+    for decode in ("timm", "classifier"):
+        result = measured("--model", model, "--data", data, "--decode", decode)
+        assert (result["images"], result["left_out"]) == (4, ["not read, by their endings: 1 .txt"])
+    assert "  not read, by their endings: 1 .txt" in run("--model", model, "--data", data)[1].splitlines()
+
+
 def test_the_part_that_training_held_out(odd_folder, tmp_path, measured):
     model = write_model(tmp_path / "model.safetensors", timm_network(num_classes=10), [f"label {i}" for i in range(10)])
     result = measured("--model", model, "--data", odd_folder, "--hold-out", 0.34, "--seed", 5)
@@ -354,6 +378,7 @@ def test_what_is_wrong_is_one_line(cifar10_folder, random_checkpoint, tmp_path, 
         (["--data", strange, "--split", "test"], "--split is for CIFAR"),
         (["--data", strange, "--val-split", "vla"], "no split 'vla'"),
         (["--data", cifar10_folder, "--val-split", "val"], "named by --split"),
+        (["--data", cifar10_folder, "--class-names", "x"], "names its classes itself"),
         (["--data", cifar10_folder, "--batch-size", 0], "--batch-size is 0"),
         (["--data", cifar10_folder, "--workers", -1], "--workers is -1"),
         (["--data", cifar10_folder, "--device", "tpux"], "'tpux'"),

@@ -69,7 +69,7 @@ def test_what_was_understood_is_said_before_the_first_epoch_and_other_data_is_re
         "training  pets/train: 24 pictures, 8 a class",
         "classes   3: cat (8), dog 2 (8), dog 10 (8)",
         "held out  pets/val: 16 pictures, 8 a class",
-        "not held  cat: no picture to measure on",
+        "missing   cat: no picture to measure on",
         "left out  pets/train: not read, by their endings: 1 .txt",
         "left out  pets/train: no classes, as they hold no picture: 1 folder (cow)",
         "start     random weights, seed 42",

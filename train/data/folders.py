@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-from timm.utils.misc import natural_key
 
 from convmixer.files import HEIC, readable_suffixes
 from train.errors import DataError
@@ -31,6 +31,11 @@ def some(names: Iterable[str]) -> str:
     """The first few of the names, as a part of a message."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+
+
+def in_order(name: str) -> tuple[list, str]:
+    """To sort names as timm does, "dog 2" before "dog 10"; those that differ in their case alone by that."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name.lower()))], name
 
 
 def suffix_of(path: str) -> str:
@@ -58,7 +63,7 @@ class Tree:
     def pictures(self) -> list[str]:
         """The files that can be read here, in timm's order, in which "dog 2" comes before "dog 10"."""
         suffixes = readable_suffixes()
-        return sorted((path for path in self.files if suffix_of(path) in suffixes), key=natural_key)
+        return sorted((path for path in self.files if suffix_of(path) in suffixes), key=in_order)
 
     def below(self, folder: str) -> "Tree":
         """The same tree, seen from one of its folders; only for tar files, whose paths stand in the file."""
@@ -71,7 +76,16 @@ class Tree:
         """The names of the folders right in ``folder``."""
         start = f"{folder}/" if folder else ""
         found = {path[len(start) :] for path in self.folders if path.startswith(start)}
-        return sorted((name for name in found if name and "/" not in name), key=natural_key)
+        return sorted((name for name in found if name and "/" not in name), key=in_order)
+
+
+def entries_of(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder, by name, hidden names left out. Raises DataError."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); allow it, or take it away") from error
 
 
 def list_folder(root: Path) -> Tree:
@@ -79,27 +93,20 @@ def list_folder(root: Path) -> Tree:
     tree = Tree(root)
 
     def look(folder: str, above: tuple[tuple[int, int], ...]) -> None:
-        here = root / folder
-        status = os.stat(here)
+        status = os.stat(root / folder)
         if (status.st_dev, status.st_ino) in above:
             return
-        with os.scandir(here) as entries:
-            for entry in entries:
-                path = f"{folder}/{entry.name}".lstrip("/")
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    tree.folders.add(path)
-                    look(path, (*above, (status.st_dev, status.st_ino)))
-                elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere is a picture that is missing
-                    tree.files[path] = None
-                else:
-                    tree.odd += 1
+        for entry in entries_of(root / folder):
+            path = f"{folder}/{entry.name}".lstrip("/")
+            if entry.is_dir():
+                tree.folders.add(path)
+                look(path, (*above, (status.st_dev, status.st_ino)))
+            elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere is a picture that is missing
+                tree.files[path] = None
+            else:
+                tree.odd += 1
 
-    try:
-        look("", ())
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}); allow it, or take it away") from error
+    look("", ())
     return tree
 
 
@@ -152,20 +159,25 @@ def split_path(data: str) -> tuple[Path, str]:
 
 
 def file_splits(data: str, split: str) -> dict[str, str]:
-    """The paths of what is named like a split: folders with class folders in them, and tar files."""
+    """The paths of what is named like a split, in upper or lower case: folders of class folders, and tar files."""
     root, inside = split_path(data)
-    names = dict.fromkeys((*SPLITS, split))
-    if not root.is_dir():
+    if root.is_dir():
+        places = [(entry.name.removesuffix(".tar"), entry.path, Path(entry)) for entry in entries_of(root)]
+    else:
         tree = _tar_tree(root, inside)
-        return {name: f"{data}/{name}" for name in names if tree.subfolders(name)}
-    found = {}
-    for name in names:
-        folder, tar = root / name, root / f"{name}.tar"
-        if folder.is_dir() and any(entry.is_dir() and entry.name[0] != "." for entry in os.scandir(folder)):
-            found[name] = str(folder)
-        elif tar.is_file():
-            found[name] = str(tar)
-    return found
+        places = [(name, str(root / inside / name), None) for name in tree.subfolders() if tree.subfolders(name)]
+    found: dict[str, str] = {}
+    for name, path, entry in places:
+        name = name if name == split else name.lower()
+        if name in (*SPLITS, split) and (entry is None or _may_be_split(entry)):
+            found.setdefault(name, path)
+    return {name: found[name] for name in (*SPLITS, split) if name in found}
+
+
+def _may_be_split(path: Path) -> bool:
+    if path.suffix == ".tar":
+        return path.is_file()
+    return path.is_dir() and any(entry.is_dir() for entry in entries_of(path))
 
 
 def open_tree(data: str) -> Tree:
@@ -177,8 +189,9 @@ def open_tree(data: str) -> Tree:
     if inside or any(path.count("/") < 2 for path in tree.pictures()):
         return tree
     packed, *others = tree.subfolders() or [""]
-    is_packaging = packed and not others and not {*SPLITS} & {*tree.subfolders(packed)}
-    return tree.below(packed) if is_packaging else tree  # the folder of which the tar file was made
+    has_splits = any(name.lower() in SPLITS for name in tree.subfolders(packed))
+    # A folder of which the tar file was made is seen through; splits in it are for the user to choose.
+    return tree.below(packed) if packed and not others and not has_splits else tree
 
 
 def _tar_tree(root: Path, inside: str) -> Tree:
@@ -237,9 +250,9 @@ def sort_by_class(tree: Tree, classes: tuple[str, ...] | None) -> tuple[Files, t
         raise DataError(f"{tree.name} holds no pictures ({', '.join(sorted(suffixes))}){there}")
     _check_layout(tree)
     names = [path.split("/", 1)[0] if "/" in path else "" for path in paths]
-    found = tuple(sorted(set(names), key=natural_key))
-    if "" in found or all(name in SPLITS for name in found):
-        loose = next(path for path, name in zip(paths, names, strict=True) if not name or name in SPLITS)
+    found = tuple(sorted(set(names), key=in_order))
+    if "" in found or all(name.lower() in SPLITS for name in found):
+        loose = next(path for path, name in zip(paths, names, strict=True) if not name or "" not in found)
         raise DataError(
             f"{tree.name} holds pictures that are in no class's folder, such as {loose}; put each in a subfolder named"
             " by class"
@@ -269,8 +282,8 @@ def _check_layout(tree: Tree) -> None:
     inside: dict[str, set[str]] = {}
     for path in tree.folders:
         parent, _, name = path.rpartition("/")
-        if parent and name in SPLITS:
-            inside.setdefault(parent, set()).add(name)
+        if parent and name.lower() in SPLITS:
+            inside.setdefault(parent, set()).add(name.lower())
     deep = sorted(parent for parent, names in inside.items() if find_split("train", names) and len(names) > 1)
     if deep:
         names = " and ".join(f"{name}/" for name in SPLITS if name in inside[deep[0]])

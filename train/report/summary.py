@@ -12,7 +12,7 @@ def summary(data: Data, start: str, plan: list[str]) -> str:
         "training": [f"{data.training_name}: {_pictures(data.training.plan.images, data.training_counts)}"],
         "classes": [_classes(data.labels, data.training_counts)],
         "held out": [f"{data.held_out_name}: {_pictures(data.held_out_images, data.held_out_counts)}"],
-        "not held": [f"{_first(missing)}: no picture to measure on"] if missing else [],
+        "missing": [f"{_first(missing)}: no picture to measure on"] if missing else [],
         "left out": data.notes,
         "start": [start],
         "plan": plan,
