@@ -258,7 +258,7 @@ def test_a_new_field_must_be_held_against_the_published_settings():
             "sync_norm",
             "amp",
         ),
-        *("memory_format", "seed", "split", "hold_out", "weights"),
+        *("memory_format", "seed", "split", "hold_out", "freeze", "weights"),
     }
 
 
@@ -389,7 +389,9 @@ def test_every_recipe_has_its_command_and_the_command_gives_it():
         launcher, _, arguments = command.partition("train/run.py")
         run = parse(shlex.split(arguments))
         names.append(run.recipe.name)
-        assert run.recipe == RECIPES[run.recipe.name], command
+        start = {name: getattr(RECIPES[run.recipe.name], name) for name in ("weights", "model", "preprocessing")}
+        assert replace(run.recipe, **start) == RECIPES[run.recipe.name], command
+        assert run.recipe.name == "finetune" or start == {name: getattr(run.recipe, name) for name in start}
         assert (run.data, run.resume) == ("DIR", False)
         if launcher.startswith("torchrun"):
             assert launcher == "torchrun --nproc-per-node 10 "  # as the authors

@@ -61,6 +61,7 @@ class Recipe:
     seed: int = 0
     split: Literal["holdout", "tune", "full"] = "holdout"  # of CIFAR; tune on "tune", report on "holdout"
     hold_out: float = 0.1  # share of each class to measure on, where a data set has no validation split
+    freeze: bool = False  # train the head alone, on features that are computed once: seconds to minutes on a CPU
     weights: str = ""  # model to start from, a name or a file; model and preprocessing are then its own
 
     def __post_init__(self):

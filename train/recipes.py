@@ -100,7 +100,8 @@ RECIPES = {
         ),
         # Any checkpoint, new labels, your own folder with a subfolder of pictures a class. Not a published recipe.
         # Minutes on a CPU for a few hundred pictures and the shipped model.
-        # python train/run.py --recipe finetune --weights convmixer_256_8_cifar10 --data DIR
+        # The best model that is here is the start, ImageNet's before the shipped one; --freeze trains the head alone.
+        # python train/run.py --recipe finetune --data DIR
         replace(
             CIFAR10_256_8,
             name="finetune",
@@ -112,7 +113,7 @@ RECIPES = {
             clip_grad=1.0,
             label_smoothing=0.1,
             augmentation=Augmentation(scale=0.5, ratio=(3 / 4, 4 / 3), jitter=0.2),
-            weights="convmixer_256_8_cifar10",
+            weights="auto",
         ),
     )
 }

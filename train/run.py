@@ -25,14 +25,16 @@ from typing import Annotated
 
 import tyro
 
-from convmixer import zoo
+from train.data.cifar import find_layout
 from train.distributed import join
 from train.errors import TrainingError
+from train.freeze import frozen
 from train.recipe import Recipe
 from train.recipes import RECIPES
 from train.report.paths import public_command
 from train.session import train
 from train.speed.layout import Compile
+from train.start import start_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +76,13 @@ def parse(argv: list[str]) -> Run:
         raise TrainingError(f"there is no recipe {chosen.recipe!r}; the recipes are {', '.join(RECIPES)}")
     recipe = RECIPES[chosen.recipe]
     first.add_argument("--weights", default=recipe.weights)
-    weights = first.parse_known_args(argv)[0].weights
-    if weights and not {"-h", "--help"} & set(argv):
-        start = zoo.load(weights)
-        recipe = dataclasses.replace(recipe, weights=weights, model=start.config, preprocessing=start.preprocessing)
+    first.add_argument("--freeze", action="store_true")
+    first.add_argument("--data", default="")
+    given = first.parse_known_args(argv)[0]
+    if given.weights and not {"-h", "--help"} & set(argv):
+        recipe = start_from(recipe, given.weights, find_layout(given.data) or "--download" in argv)
+    if given.freeze:
+        recipe = frozen(recipe)
     default = Run(recipe=recipe, data=tyro.MISSING, command=public_command(argv))
     return tyro.cli(Run, prog=f"train/run.py --recipe {chosen.recipe}", args=rest, default=default)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from convmixer import zoo
-from convmixer.model import to_arrays, to_tensors
+from convmixer.model import to_arrays
 from convmixer.weights import Checkpoint, save_checkpoint, write_atomically
 from train.data.batches import Data, open_data
 from train.distributed import World
 from train.errors import TrainingError
+from train.freeze import Untouched, check_frozen, freeze
 from train.loop import TOP5_ABOVE, Finish, choose_amp, evaluate, train_epoch
 from train.recipe import Recipe
 from train.report.card import model_card
@@ -28,10 +28,10 @@ from train.report.pictures import draw_confusion, draw_curves
 from train.report.summary import summary
 from train.schedule import rate_at_step
 from train.speed.layout import FORMATS, agree_on_layout, wrap
+from train.start import load_start
 from train.state import (
     LAST,
     NOTHING_YET,
-    TrainingState,
     check_data,
     check_recipe,
     new_state,
@@ -83,22 +83,6 @@ def resolve(recipe: Recipe, amp: str, compiled: bool) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(recipe))) | {"amp": amp, "compiled": compiled}
 
 
-def load_start(state: TrainingState, recipe: Recipe, labels: tuple[str, ...]) -> str:
-    """Takes over the weights that the recipe starts from; a head for other labels stays as it was initialised.
-
-    Gives what to say about it.
-    """
-    start = zoo.load(recipe.weights)
-    if dataclasses.replace(start.config, num_classes=recipe.model.num_classes) != recipe.model:
-        raise TrainingError(f"{recipe.weights} is a {start.config}; leave the fields of --model as they are")
-    kept = [name for name in start.state_dict if start.labels == labels or not name.startswith("head.")]
-    state.network.load_state_dict(to_tensors({name: start.state_dict[name] for name in kept}), strict=False)
-    if state.ema is not None:
-        state.ema.module.load_state_dict(state.network.state_dict())
-    head = "" if start.labels == labels else f", with a new head for {len(labels):,} classes"
-    return f"the weights of {recipe.weights}{head}"
-
-
 def train(run, world: World) -> int:
     """Runs the recipe to its end and gives the exit code: 0, or 128 and the number of the signal that stopped it.
 
@@ -111,6 +95,8 @@ def train(run, world: World) -> int:
     if not run.resume and any((out / name).exists() for name in (LAST, "next.pt", "previous.pt")):
         raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or --out for another one")
     data = open_data(run, recipe, world)
+    if recipe.freeze:
+        check_frozen(recipe, data, world)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(data.labels)))
     with claim(out) if world.main else nullcontext():
         session = Session(run, recipe, data, out, world)
@@ -124,11 +110,11 @@ class Session:
     def __init__(self, run, recipe: Recipe, data: Data, out: Path, world: World):
         self.run, self.recipe, self.data, self.out, self.world = run, recipe, data, out, world
         self.console = Console(recipe.epochs) if world.main else None
-        self.watch = Watch(run.save_every, self.note)
+        self.watch, self.warning = Watch(run.save_every, self.note), None
         amp = choose_amp(recipe.amp, world.device)
         content, used, notes = read_newest(out)
         # What the runs of older releases do not say.
-        added = {"compiled": False, "opt": "adamw", "sched": "onecycle", "warmup_epochs": 0}
+        added = {"compiled": False, "opt": "adamw", "sched": "onecycle", "warmup_epochs": 0, "freeze": False}
         stored = content and added | content["recipe"]
         layout = agree_on_layout(recipe, run.compile, amp, world, stored)
         self.recipe = recipe = dataclasses.replace(recipe, memory_format=layout.memory_format)
@@ -143,9 +129,10 @@ class Session:
             middle = f" and step {self.state.step}" if self.state.step else ""
             self.start = f"going on after epoch {self.state.epoch} of {recipe.epochs}{middle}"
         elif recipe.weights:
-            self.start = load_start(self.state, recipe, data.labels)
-        self.forward = wrap(self.state, recipe, world, layout)
-        self.finish = Finish(recipe, FORMATS[layout.memory_format], world.device)
+            self.start, self.warning = load_start(self.state, recipe, data)
+        kind = Untouched if recipe.freeze else Finish
+        self.forward = self.state.network if recipe.freeze else wrap(self.state, recipe, world, layout)
+        self.finish = kind(recipe, FORMATS[layout.memory_format], world.device)
         self.bar_from = (0, 0.0)  # (step, time) from which the bar measures its speed; in each epoch anew
         self.board = TensorBoard(out / "tensorboard") if run.tensorboard and world.main else None
         for note in notes:
@@ -163,9 +150,21 @@ class Session:
             content = json.dumps(self.resolved, indent=2).encode() + b"\n"
             write_atomically(self.out / "recipe.json", lambda file: file.write(content))
             how = f"{self.resolved['amp']} on {world.device}, {self.layout}"
-            rate = f"peak learning rate {recipe.lr:g} for the whole batch; {how}"
+            if recipe.freeze:
+                mirrored = " and mirrored" if recipe.augmentation.flip else ""
+                how = f"the head alone, on features of the pictures as they are{mirrored}"
+            head = f", of the head {recipe.lr * recipe.head_lr:g}," if recipe.head_lr != 1 else ""
+            rate = f"peak learning rate {recipe.lr:g}{head} for the whole batch; {how}"
             epochs = f"{recipe.epochs:,} epoch{'s' * (recipe.epochs > 1)}, {self.data.training.plan.describe()}"
             self.note(summary(self.data, self.start, [epochs, rate]))
+            if self.warning:
+                self.note(self.warning)
+        if recipe.freeze:
+            data = freeze(state, recipe, self.data, world, self.watch)
+            if data is None:
+                return self.leave()
+            self.data = data
+        if world.main:
             if state.history:
                 self.write_epoch()
             self.console.header()

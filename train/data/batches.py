@@ -45,7 +45,8 @@ class Data:
 
     training: "MemoryBatches | SourceBatches | StreamBatches"
     training_name: str
-    held_out_batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # batch size -> this process's share
+    # Batch size, and what is told of each broken picture -> this process's share.
+    held_out_batches: Callable[..., Iterator[tuple[Tensor, Tensor]]]
     held_out_name: str
     labels: tuple[str, ...]  # of the classes, in index order
     short_name: str  # of the data, as a part of the model's name
@@ -53,6 +54,8 @@ class Data:
     held_out_counts: list[int] | None
     held_out_images: int
     notes: tuple[str, ...] = ()  # what was left out of the data, for the user
+    # The training pictures as held_out_batches gives the others, each once and as it is; None for a stream.
+    plain: Callable[..., Iterator[tuple[Tensor, Tensor]]] | None = None
 
     def facts(self) -> dict:
         """What a resumed run must have the same of, as JSON values."""
@@ -85,6 +88,7 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
         held_out_counts=held_out.counts(),
         held_out_images=len(held_out),
         notes=tuple(f"{source.name}: {note}" for source in sources for note in source.notes),
+        plain=None if training.streaming else HeldOut(training, recipe.preprocessing, world, run.workers),
     )
 
 
@@ -104,13 +108,14 @@ def open_cifar(run, recipe: Recipe, world: World) -> Data:
     return Data(
         training=MemoryBatches(training_set, recipe, world, run.ahead),
         training_name=training_set.name,
-        held_out_batches=lambda n: memory_batches(held_out, recipe.preprocessing, world, n),
+        held_out_batches=lambda n, *_: memory_batches(held_out, recipe.preprocessing, world, n),
         held_out_name=held_out.name,
         labels=training_set.classes,
         short_name=f"cifar{len(training_set.classes)}",
         training_counts=training_set.counts(),
         held_out_counts=held_out.counts(),
         held_out_images=len(held_out),
+        plain=lambda n, *_: memory_batches(training_set, recipe.preprocessing, world, n),
     )
 
 
@@ -305,10 +310,12 @@ class HeldOut:
         else:
             self.samples = MapSamples(source, prepared, 0, replace_broken=False, decode=decode)
 
-    def __call__(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, batch_size: int, skipped: Callable[[str], None] | None = None) -> Iterator:
         options = {"batch_size": batch_size}
         if not self.source.streaming:
             options["sampler"] = [(0, i) for i in range(self.world.rank, len(self.source), self.world.size)]
-        for images, labels, _ in batches_of(read_with_workers(self.samples, self.workers, **options)):
+        for images, labels, broken in batches_of(read_with_workers(self.samples, self.workers, **options)):
+            for message in broken if skipped else ():
+                skipped(message)
             if len(labels):
                 yield images, labels
