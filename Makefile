@@ -20,7 +20,7 @@ demo: .venv/.demo
 	@$(BIN)/python demo/app.py --model "$(MODEL)" $(if $(PORT),--port $(PORT))
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 serve: .venv/.serve
 	$(BIN)/python -m serving $(if $(PORT),--port $(PORT))
