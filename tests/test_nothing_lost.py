@@ -5,14 +5,16 @@ The processes, the signals and the full disk are real; tests/saboteur.py has sig
 
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from conftest import write_cifar10
+from conftest import ROOT, write_cifar10
 from picture_sets import pictures, write_folder
 from processes import Server, differences, left_over, read
 
@@ -395,3 +397,46 @@ def test_a_folder_that_may_not_be_written(start, mounted):
     assert ended.code == 2, ended.output
     (line,) = complaints(ended.output)
     assert "the run folder cannot be written" in line
+
+
+IMPATIENT = "import train.run, train.watch; train.watch.PATIENCE = 1; raise SystemExit(train.run.main())"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_ends_a_run_that_waits_for_a_picture(server, tmp_path, workers):
+    """Every file becomes a pipe that nobody writes to: opening one takes for ever."""
+    data = write_folder(tmp_path / "pictures", pictures())
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    words = [*FOLDER.split(), "--epochs", 1000, "--data", data, "--out", tmp_path / "run", "--workers", workers]
+    run = server.start(*words, script=tmp_path / "impatient.py")
+    run.wait_for("  1/1000")
+    for path in data.rglob("*.*"):
+        path.unlink()
+        os.mkfifo(path)
+    log, length = run.log, -1
+    while length != log.stat().st_size:  # until it prints no rows any more
+        length = log.stat().st_size
+        time.sleep(0.5)
+    os.kill(run.pid, signal.SIGTERM)
+    ended = run.wait()
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    (line,) = complaints(ended.output)
+    assert "stopped by SIGTERM; no pictures came for 1 s" in line
+    assert "--resume" in line
+    assert run.left_over() == []
+
+
+def test_shared_memory_that_is_too_small_is_one_line(tmp_path):
+    """As Docker's 64 MB are for large batches: a name space of its own, with a small /dev/shm."""
+    data = write_folder(tmp_path / "pictures", pictures())
+    words = [*FOLDER.split(), "--preprocessing.size", 96, "--data", data, "--out", tmp_path / "run"]
+    command = shlex.join([sys.executable, "train/run.py", *map(str, words)])
+    inside = f"mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 77; exec {command}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", inside], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("only a user that may mount file systems can have a small one: " + done.stderr.strip())
+    assert done.returncode == 2, done.stderr
+    (line,) = complaints(done.stderr)
+    assert "has no room for a batch of 0.1 MB" in line
+    assert "--shm-size" in line and "--workers" in line
+    assert left_over(tmp_path / "run") == []

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from convmixer import Classifier, load_image
 from convmixer.labels import read_labels
-from train.data.batches import Prepared, batches_of, memory_batches, read_with_workers, readable
+from train.data.batches import Prepared, batches_of, memory_batches, normalise, read_with_workers, readable
 from train.data.cifar import LabelledImages, find_layout, load_cifar, split_cifar
 from train.data.samples import as_timm
 from train.data.sources import MapSamples, Source, StreamSamples, open_pair, open_source
@@ -122,7 +122,7 @@ def source_batches(source: Source, indices: list[int], classifier: Classifier, o
     for images, labels, messages in batches_of(read_with_workers(samples, options.workers, **loader)):
         broken += messages
         if len(labels):
-            yield images, index_of[labels]
+            yield normalise(images, classifier.preprocessing), index_of[labels]
 
 
 def cifar_batches(images: LabelledImages, indices: list[int], classifier: Classifier, batch_size: int) -> Iterator:

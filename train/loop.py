@@ -131,7 +131,7 @@ def train_epoch(
         }
         clock = now
 
-    source = iter(parts(state.epoch, state.step))
+    source = watch.read(parts(state.epoch, state.step))
     for step in range(state.step, plan.steps):
         lr = schedule.rate_at_step(recipe, state.epoch, step, plan.steps)
         for group in optimizer.param_groups:

@@ -35,6 +35,7 @@ from train.report.paths import public_command
 from train.session import train
 from train.speed.layout import Compile
 from train.start import start_from
+from train.watch import Stuck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,9 @@ def main() -> int:
         reason = str(error).strip().splitlines()[0]  # most often another process died, which torchrun then says
         print(f"train/run.py: process {rank} stops: {reason}", file=sys.stderr, flush=True)
         return 1
+    except Stuck as error:
+        print(f"train/run.py: {error} --resume goes on from the last checkpoint", file=sys.stderr, flush=True)
+        return error.code
     except KeyboardInterrupt:
         return fail("stopped at once; --resume goes on from the last checkpoint", 130)
 

@@ -190,7 +190,7 @@ class Session:
     def finish_epoch(self) -> bool:
         """Evaluates, adds the epoch's row and writes it down; False where a signal came before the evaluation ended."""
         state, plan, sums = self.state, self.data.training.plan, self.state.running
-        held_out = self.data.held_out_batches(self.recipe.batch_size)
+        held_out = self.watch.read(self.data.held_out_batches(min(self.recipe.batch_size, self.recipe.micro_batch)))
         start = time.perf_counter()
         classes, amp = self.recipe.model.num_classes, self.resolved["amp"]
         # Of what cuDNN computes slowly in one format, a GPU is given none; a CPU likes channels_last here.

@@ -5,11 +5,22 @@ import multiprocessing.util  # before atexit.register below, so that its own joi
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 # SIGTERM: preemption, and what torchrun sends; SIGUSR1: what SLURM can send ahead of it; SIGINT: Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PATIENCE = 15  # seconds from a signal until pictures are no longer waited for; torchrun kills after 30
+
+
+class Stuck(BaseException):  # no Exception, which reading a picture turns into a broken picture
+    """After a signal the pictures for the step under way did not come. ``code``: the run's exit code."""
+
+    def __init__(self, received: signal.Signals):
+        self.code = 128 + received
+        super().__init__(
+            f"stopped by {received.name}; no pictures came for {PATIENCE} s: is one a pipe, or on a dead disk?"
+        )
 
 
 class Watch:
@@ -19,6 +30,7 @@ class Watch:
         """``save_every``: minutes between checkpoints within an epoch. ``note`` prints a line for the user."""
         self.seconds, self.note = 60.0 * save_every, note or (lambda text: print(text, file=sys.stderr, flush=True))
         self.received: signal.Signals | None = None
+        self.reading = False  # whether pictures are waited for
         self.saved_at = time.monotonic()
         self.named: set[str] = set()
 
@@ -30,16 +42,43 @@ class Watch:
     def listening(self) -> Iterator[None]:
         """Within it a signal asks the loop to save and stop; Ctrl-C a second time stops at once."""
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._lose_patience)
         try:
             yield
         finally:
+            signal.alarm(0)
+            if self.stopping:
+                end_workers()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.received is not None:
+            end_workers()
             raise KeyboardInterrupt
+        if self.received is None:
+            signal.alarm(PATIENCE)
         self.received = signal.Signals(number)
+
+    def _lose_patience(self, number: int, frame) -> None:
+        if not self.reading:  # a slow step, or a save: let it end
+            signal.alarm(1)
+            return
+        end_workers()
+        raise Stuck(self.received)
+
+    def read(self, items: Iterable) -> Iterator:
+        """The items as they come. Raises Stuck where one does not come after a signal."""
+        items, end = iter(items), object()
+        while True:
+            self.reading = True
+            try:
+                item = next(items, end)
+            finally:
+                self.reading = False
+            if item is end:
+                return
+            yield item
 
     def save_due(self) -> bool:
         """Whether it is time for a checkpoint."""
@@ -64,7 +103,7 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 @atexit.register
 def end_workers() -> None:
-    """At exit Python would ask workers that are still there with SIGTERM, and wait for ever. They only read."""
+    """Python and the loader would ask each of them, and wait: for ever for one that is stuck. They only read."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's own handler would call it a failure
     for child in multiprocessing.active_children():
         child.kill()

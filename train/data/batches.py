@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from convmixer.images import load_image
 from convmixer.labels import imagenet_labels, read_labels
-from convmixer.preprocessing import Preprocessing, preprocess
+from convmixer.preprocessing import Preprocessing, resize_and_crop
 from train.data.augment import Chances, augment, draw, together
 from train.data.cifar import LabelledImages, find_layout, load_cifar, split_cifar
 from train.data.samples import MapSamples, Source, StreamSamples, data_error_line
@@ -27,6 +27,7 @@ from train.plan import Plan, epoch_order
 from train.recipe import Recipe
 from train.watch import leave_signals_to_the_parent
 
+MORE_SHARED_MEMORY = "in Docker --shm-size 8g gives more shared memory, and --workers 0 does without"
 TOGETHER = 11_264  # pictures that a GPU augments at once: 22 batches of CIFAR's recipes, 35 MB as they are stored
 
 
@@ -208,7 +209,16 @@ def collate(samples: list) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     broken = tuple(message for _, _, messages in samples for message in messages)
     whole = [(torch.as_tensor(image), label) for image, label, _ in samples if image is not None]
     images = torch.stack([image for image, _ in whole]) if whole else torch.empty(0)
-    return images, torch.tensor([label for _, label in whole], dtype=torch.int64), broken
+    labels = torch.tensor([label for _, label in whole], dtype=torch.int64)
+    if (
+        get_worker_info()
+    ):  # here and not in the queue's own thread, where an error would be lost and the run wait for it
+        try:
+            images.share_memory_(), labels.share_memory_()
+        except RuntimeError as error:
+            size = f"a batch of {images.nbytes / 1e6:.1f} MB"
+            raise DataError(f"shared memory (/dev/shm) has no room for {size}; {MORE_SHARED_MEMORY}") from error
+    return images, labels, broken
 
 
 def read_with_workers(dataset, workers: int, **options) -> DataLoader:
@@ -225,11 +235,16 @@ def read_with_workers(dataset, workers: int, **options) -> DataLoader:
 
 
 def batches_of(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor, tuple[str, ...]]]:
-    """The loader's batches. Raises DataError as one line also where a worker process raised it."""
+    """The loader's batches. Raises DataError as one line also where a worker process raised it, or died."""
     try:
         yield from loader
     except DataError as error:
         raise DataError(data_error_line(error)) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = str(error).splitlines()[0].rstrip(". ")
+        raise DataError(f"{reason}: is there too little memory? Give fewer --workers; {MORE_SHARED_MEMORY}") from error
 
 
 class SourceBatches:
@@ -291,19 +306,19 @@ def on_device(images: Tensor, labels: Tensor, broken: tuple[str, ...], world: Wo
 
 @dataclass(frozen=True)
 class Prepared:
-    """The preprocessing of every door, as a transform that worker processes can be sent."""
+    """The preprocessing of every door up to the normalisation: an RGB image to uint8 (3, size, size), as it travels."""
 
     preprocessing: Preprocessing
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return preprocess(image, self.preprocessing)
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(resize_and_crop(image, self.preprocessing)).transpose(2, 0, 1).copy()
 
 
 class HeldOut:
     """The held-out pictures of a source, each once over all processes; broken ones are left out."""
 
     def __init__(self, source: Source, preprocessing: Preprocessing, world: World, workers: int):
-        self.source, self.world, self.workers = source, world, workers
+        self.source, self.preprocessing, self.world, self.workers = source, preprocessing, world, workers
         prepared, decode = Prepared(preprocessing), partial(load_image, target_size=preprocessing.resize)
         if source.streaming:
             self.samples = StreamSamples(source, prepared, 0, rank=world.rank, world=world.size, decode=decode)
@@ -318,4 +333,4 @@ class HeldOut:
             for message in broken if skipped else ():
                 skipped(message)
             if len(labels):
-                yield images, labels
+                yield normalise(images.to(self.world.device, non_blocking=True), self.preprocessing), labels
