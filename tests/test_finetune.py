@@ -10,14 +10,17 @@ import torch
 from PIL import Image
 
 from convmixer import Classifier, load_checkpoint, zoo
-from convmixer.model import ConvMixer, ConvMixerConfig
+from convmixer.engine import open_engine
+from convmixer.model import ConvMixer, ConvMixerConfig, build
 from convmixer.weights import save_checkpoint
 from train import run as train_run
 from train.distributed import World
 from train.errors import TrainingError
-from train.freeze import check_frozen, frozen
+from train.freeze import FeatureBatches, check_frozen, features_of, frozen
+from train.recipe import Augmentation
 from train.recipes import RECIPES
 from train.run import parse
+from train.watch import Watch
 
 SHIPPED = "convmixer_256_8_cifar10"
 FREEZE = (
@@ -141,6 +144,28 @@ def test_a_frozen_run_resumes_to_the_same_weights(call, pets, start, tmp_path, m
     assert code == 0 and "going on after epoch 1 of 3 and step 3" in out
     whole, cut = (load_checkpoint(tmp_path / name / "model.safetensors").state_dict for name in ("whole", "cut"))
     assert all(np.array_equal(whole[name], cut[name]) for name in whole)
+
+
+def test_features_are_the_networks_own_and_those_of_the_mirrored_picture(start):
+    checkpoint = load_checkpoint(start)
+    network = build(checkpoint.config, checkpoint.state_dict).eval()
+    engine = open_engine(checkpoint.config, checkpoint.state_dict)
+    images, labels = torch.randn(5, 3, 32, 32), torch.arange(5)
+    features, kept = features_of(lambda n, skipped: [(images, labels)], engine, (False, True), Watch())
+    assert torch.equal(kept, labels)
+    with torch.inference_mode():
+        for found, pictures in zip(features, (images, images.flip(3)), strict=True):
+            wanted = network.forward_features(pictures).mean((2, 3), keepdim=True)
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+    for flip, wanted in ((0.0, {0.0}), (0.5, {0.0, 1.0}), (1.0, {1.0})):
+        recipe = replace(RECIPES["finetune"], augmentation=Augmentation(flip=flip))
+        told = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 40, 4, 1, 1)  # 1: mirrored
+        batches = FeatureBatches(told, torch.arange(40), recipe, World(torch.device("cpu")))
+        parts = list(batches.parts(0, 0))
+        assert {value for part in parts for value in part.images.flatten().tolist()} == wanted
+        assert sorted(torch.cat([part.labels for part in parts]).tolist()) == list(range(40))
+        assert torch.equal(parts[1].labels, next(batches.parts(0, 1)).labels)
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ RECIPES = {
             epochs=10,
             batch_size=32,
             micro_batch=32,
-            lr=1e-4,  # little for what is learnt already,
-            head_lr=100.0,  # and much for the new classifier
+            lr=1e-3,  # little for what is learnt already,
+            head_lr=10.0,  # and much for the new classifier
             clip_grad=1.0,
             label_smoothing=0.1,
             augmentation=Augmentation(scale=0.5, ratio=(3 / 4, 4 / 3), jitter=0.2),
