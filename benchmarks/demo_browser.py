@@ -33,7 +33,8 @@ UNTIL_USABLE = """(() => {
 # For what follows: seen() waits until the page shows the answer about a picture, and gives the times.
 SEEN = """
 const shown = (name) => {
-    const picture = document.querySelector("#stage .picture"), layer = document.querySelector("#stage .layer.on");
+    const picture = document.querySelector("#stage .picture");
+    const layer = document.querySelector("#stage .heat:not([hidden])");
     const bar = document.querySelector('#answer .bar[aria-pressed="true"]');
     const is_answer = picture?.alt === name && layer && layer.dataset.index === bar?.dataset.index;
     return is_answer && [picture, layer];
@@ -45,7 +46,7 @@ window.seen = async (name, start) => {
         await new Promise((resolve) => setTimeout(resolve, 2));
     }
     const arrived = performance.now();
-    await Promise.all(shown(name).map((image) => image.decode()));
+    await shown(name)[0].decode();
     await painted();
     const end = performance.now();
     const find = (part) => performance.getEntriesByType("resource")
@@ -75,9 +76,8 @@ HEAR_UPLOAD = """(name) => {
 BAR = """async (position) => {
     const bar = document.querySelectorAll("#answer .bar")[position], start = performance.now();
     bar.click();
-    const layer = [...document.querySelectorAll("#stage .layer.on")].find((one) => one.checkVisibility());
+    const layer = document.querySelector("#stage .heat:not([hidden])");
     if (layer?.dataset.index !== bar.dataset.index) throw new Error("the bar shows no heat map");
-    await layer.decode();
     await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
     return (performance.now() - start) / 1000;
 }"""

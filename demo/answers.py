@@ -9,7 +9,7 @@ from PIL import Image
 
 from convmixer import CheckpointError, Classifier, ImageError, ModelError, Prediction
 from convmixer.preprocessing import resize_and_crop
-from demo import render
+from demo import render, words
 from demo.guard import find_upload
 from demo.models import Models, Own
 
@@ -70,6 +70,27 @@ class Answers:
 
     def view(self, view: str, picture: Picture, model: str, own: Sequence[Own] = ()) -> tuple[str, str, dict]:
         """The stage and the bars of one view of the page, and the same answer as JSON. Raises Problem."""
+        return self._view(view, picture, model, own)[:3]
+
+    def compare(self, picture: Picture, a: str, b: str, own: Sequence[Own] = ()) -> tuple[str, str, str]:
+        """What two models' answers have in common, and each side's HTML. Raises Problem.
+
+        One model would only say the same twice: in the place of the second side there are others to choose from.
+        """
+        stage, bars, _, of_a = self._view("a", picture, a, own)
+        if a == b:
+            return "", stage + bars, render.others(self.models.names(), a, self.models.missing())
+        other_stage, other_bars, _, of_b = self._view("b", picture, b, own)
+        return render.agreement(words.agreement(of_a, of_b)), stage + bars, other_stage + other_bars
+
+    def offer(self, model: str, own: Sequence[Own] = ()) -> str:
+        """A button for a model that knows more, below the answer of one that knows little. Raises Problem."""
+        if len(self.classifier(model, own).labels) > words.FEW_CLASSES:
+            return ""
+        here = [name for name in self.models.names() if self.models.classes(name) > words.FEW_CLASSES]
+        return render.offer(here, self.models.missing())
+
+    def _view(self, view: str, picture: Picture, model: str, own: Sequence[Own]) -> tuple:
         classifier, source = self.classifier(model, own), self.source(picture)
         start = time.perf_counter()
         try:
@@ -77,21 +98,22 @@ class Answers:
         except ImageError as error:
             raise Problem(about_picture(picture.name, error)) from error
         seconds = time.perf_counter() - start
-        name, side = self.models.name(model), classifier.preprocessing.size
+        name, side, labels = self.models.name(model), classifier.preprocessing.size, classifier.labels
+        remark = words.verdict(predictions, len(labels))
+        if picture.path is None:
+            remark = words.lesson(picture.name, labels) or remark
         if view == "main":
-            text = f"{name} answered in {1000 * seconds:.0f} ms. It sees no more than these {side} × {side} pixels."
-            about = render.seen(resize_and_crop(maps[0].picture, classifier.preprocessing), text)
+            seen = resize_and_crop(maps[0].picture, classifier.preprocessing)
+            text = f"It sees no more than these {side} × {side} pixels; {name} answered in {1000 * seconds:.0f} ms."
+            about = render.note(words.knows(labels)) + render.seen(seen, text)
         else:
             about = render.note(f"{1000 * seconds:.0f} ms, on {side} × {side} pixels")
         return (
             render.stage(view, picture.name, predictions, maps),
-            render.bars(view, name, predictions, about),
+            render.bars(view, name, predictions, remark, about),
             {"image": picture.name} | as_json(name, classifier, predictions, seconds),
+            predictions,
         )
-
-    def side(self, view: str, picture: Picture, model: str, own: Sequence[Own] = ()) -> str:
-        """One side of a comparison: the stage with the bars below it. Raises Problem."""
-        return "".join(self.view(view, picture, model, own)[:2])
 
 
 def about_picture(name: str, error: ImageError) -> str:

@@ -8,9 +8,9 @@ from PIL import Image
 
 from convmixer import Prediction
 from convmixer.explain import HeatMap
+from demo.words import evidence
 
 MAX_SIDE = 48  # values a grid is sent with; a finer one is averaged
-STRENGTHS = (0.9, "Strong"), (0.3, "Some"), (0, "Weak")  # by the class's score: the network's own weighing
 
 
 def grids(predictions: Sequence[Prediction], maps: Sequence[HeatMap]) -> dict:
@@ -24,29 +24,11 @@ def grids(predictions: Sequence[Prediction], maps: Sequence[HeatMap]) -> dict:
     by_class = {
         str(heatmap.index): {
             "grid": base64.b64encode(np.int8(np.rint(127 / largest * each)).tobytes()).decode(),
-            "words": words(prediction.score, heatmap),
+            "words": evidence(prediction.score, heatmap),
         }
         for prediction, heatmap, each in zip(predictions, maps, values, strict=True)
     }
     return {"rows": rows, "columns": columns, "maps": by_class}
-
-
-def words(score: float, heatmap: HeatMap) -> str:
-    """What a map shows, in a sentence."""
-    if heatmap.values.max() <= 0:
-        return f"No evidence for {heatmap.label}."
-    strength = next(name for limit, name in STRENGTHS if score >= limit)
-    against = ", and more against it" if heatmap.values.mean() < 0 else ""
-    return f"{strength} evidence for {heatmap.label}, most of it {place(heatmap)}{against}."
-
-
-def place(heatmap: HeatMap) -> str:
-    """Where the strongest evidence is, in words: "in the upper left", "in the middle"."""
-    rows, columns = heatmap.values.shape
-    row, column = divmod(int(heatmap.values.argmax()), columns)
-    vertical = ("upper", "middle", "lower")[3 * row // rows]
-    horizontal = ("left", "middle", "right")[3 * column // columns]
-    return f"in the {vertical if vertical == horizontal else f'{vertical} {horizontal}'}"
 
 
 def _at_most(values: np.ndarray) -> np.ndarray:

@@ -26,8 +26,8 @@ def look(answers: Answers, picture: Picture, model: str, own: Sequence[Own], vie
 def patches(classifier: Classifier) -> str:
     side, dim = classifier.config.patch_size, classifier.config.dim
     caption = (
-        f"The first layer cuts the picture into patches of {side} × {side} pixels and compares each with these {dim:,} "
-        "filters."
+        f"The network first cuts the picture into patches of {side} × {side} pixels and compares each with these "
+        f"{dim:,} filters."
     )
     return render.sheet(
         sheets.patch_filters(classifier.weights["stem.0.weight"]), f"{dim:,} patch-embedding filters", caption
@@ -37,8 +37,8 @@ def patches(classifier: Classifier) -> str:
 def depthwise(classifier: Classifier, block: int) -> str:
     side, dim = classifier.config.kernel_size, classifier.config.dim
     caption = (
-        f"In block {block} each of the {dim:,} channels has one filter of {side} × {side} patches, which mixes what it "
-        "found across the picture: orange adds, blue takes away."
+        f"In block {block} each of {dim:,} channels looks around itself through one of these windows of "
+        f"{side} × {side} patches: orange adds, blue takes away."
     )
     alt = f"{dim:,} depthwise filters of block {block}"
     filters = classifier.weights[f"blocks.{block - 1}.0.fn.0.weight"]
@@ -48,13 +48,14 @@ def depthwise(classifier: Classifier, block: int) -> str:
 def blocks(classifier: Classifier, source, block: int) -> str:
     """The picture's features after the first layer and each block, and the strongest channels of one block."""
     features = classifier.features(source)
-    names = ["patches", *(f"block {number}" for number in range(1, classifier.config.depth + 1))]
-    maps = render.row_of_pictures(
+    maps = render.blocks(
         sheets.feature_maps(features),
-        names,
-        "Where two places have the same colour, the network has found the same there. "
-        "(Red, green and blue are the first three principal components of the features.)",
+        block,
+        features[0].shape[-1],
+        "Places of the same colour look the same to the network, block after block: point at one to find it in all of "
+        "them, and press a block to see its channels.",
     )
     strongest = sheets.strongest_channels(features[block], columns=8)
     alt = f"The 16 strongest channels after block {block}"
-    return maps + render.sheet(strongest, alt, f"The 16 channels that vary most over your picture after block {block}.")
+    caption = f"The 16 channels that have most to say about this picture after block {block}, bright where they say it."
+    return maps + render.sheet(strongest, alt, caption)

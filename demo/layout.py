@@ -17,7 +17,8 @@ CONTROLS = """<div class="controls">
 <label><input type="radio" name="kind" value="signed"><span>For and against</span></label></div>
 <p class="legend"><span data-kind="for">none</span><span data-kind="signed">against</span>
 <canvas aria-hidden="true"></canvas><span>strongest<span data-kind="signed"> for</span></span></p></div>"""
-MORE = "More models to compare, and a place for a checkpoint of your own, are under Answer, More models."
+CAMERA = """<button type="button" aria-pressed="false">Use the camera</button>
+<span>or drop or paste a picture anywhere</span>"""
 OWN = "A model.safetensors or .pth.tar of up to 20 MB. For a larger one start this demo with --model FILE."
 # A press on a button with data-name becomes the event "choose" of its component, with that name.
 CHOOSE = """element.addEventListener('click', event => {
@@ -47,20 +48,20 @@ def lay_out(page: gr.Blocks, answers: Answers, opening: Picture, slow: dict, net
         with gr.Column(elem_id="left"):
             ui.stage = html(stage, "stage")
             html(CONTROLS, "controls")
-            ui.source = gr.Image(
-                sources=["upload", "webcam", "clipboard"],
-                type="filepath",
-                label="Your picture",
-                show_label=False,
-                height=64,
-                elem_id="source",
-            )
+            with gr.Row(elem_id="inputs"):
+                with gr.Column(elem_id="photo", min_width=0):  # on a phone its camera, see page.js
+                    ui.photo = gr.UploadButton("Take a photo", variant="primary")
+                with gr.Column(elem_id="source", min_width=0):
+                    ui.source = gr.UploadButton("Choose a picture", variant="primary")
+                html(CAMERA, "camera-button")
+            ui.camera = gr.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="camera")
             ui.examples = html(render.examples(answers.examples), "examples", js_on_load=CHOOSE)
         with gr.Column(elem_id="right"):
             ui.problem = html("", "problem")
             with gr.Tabs(elem_id="tabs"):
                 with gr.Tab("Answer", elem_id="tab-answer") as ui.answer_tab:
                     ui.bars = html(bars, "answer")
+                    ui.offer = html(answers.offer(models.default), "offer", js_on_load=CHOOSE)
                     answer_details(ui, models, answer)
                 with gr.Tab(COMPARE, elem_id="tab-compare") as ui.compare_tab:
                     comparison(ui, models)
@@ -84,17 +85,17 @@ def answer_details(ui: SimpleNamespace, models: Models, answer: dict) -> None:
 
 
 def comparison(ui: SimpleNamespace, models: Models) -> None:
+    ui.agreement = html("", "agreement")
     with gr.Row(elem_id="compare"):
         with gr.Column(min_width=150):
             ui.model_a = picking.picker(models, "Model A", "model-a")
             ui.side_a = html("", "side-a")
         with gr.Column(min_width=150):
             ui.model_b = picking.picker(models, "Model B", "model-b", position=1)
-            ui.side_b = html("", "side-b")
-    html(render.note(MORE), "more-to-compare")
+            ui.side_b = html("", "side-b", js_on_load=CHOOSE)
 
 
 def inspection(ui: SimpleNamespace, depth: int) -> None:
     ui.look = gr.Radio(inside.VIEWS, value=inside.VIEWS[0], label="What to look at", container=False, elem_id="look")
-    ui.block = gr.Slider(1, depth, value=depth, step=1, label="Block", elem_id="block")
-    ui.looked = html("", "looked")
+    ui.block = gr.Slider(1, depth, value=depth, step=1, label="Block", elem_id="block", visible=False)
+    ui.looked = html("", "looked", js_on_load=CHOOSE)

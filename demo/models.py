@@ -49,8 +49,9 @@ class Models:
         return sorted({*self._loaded, *here}, key=lambda name: (name != self.default, name))
 
     def missing(self) -> list[dict]:
-        """A row, as in `convmixer.zoo.list_models`, for each named model whose weights are not here."""
-        return [row for row in zoo.list_models() if row["path"] is None and row["name"] not in self._loaded]
+        """A row, as in `convmixer.zoo.list_models`, for each named model that is not here, the smallest first."""
+        rows = [row for row in zoo.list_models() if row["path"] is None and row["name"] not in self._loaded]
+        return sorted(rows, key=lambda row: row["parameters"])
 
     def name(self, asked: str) -> str:
         """What a model is called that was asked for as ``asked``, which may be "auto"."""
@@ -74,16 +75,24 @@ class Models:
 
     def describe(self, name: str) -> str:
         """One line about one of names(), for the picker: name, number of classes, accuracy where it is known."""
+        top1 = self._about(name).accuracy.get("top1")
+        return f"{name} · {self.classes(name):,} classes" + (f", {top1:.1f} % right" if top1 else "")
+
+    def classes(self, name: str) -> int:
+        """How many classes one of names() has."""
+        return self._about(name).config.num_classes
+
+    def _about(self, name: str):
+        """What has the accuracy and the config of one of names()."""
         if name in self._loaded:
-            about = self._loaded[name]
-        else:
-            entry = zoo.MODELS[name]
-            about = (entry.shipped and read_description(zoo.local_path(name))) or entry
-        top1 = about.accuracy.get("top1")
-        return f"{name} · {about.config.num_classes:,} classes" + (f", {top1:.1f} % right" if top1 else "")
+            return self._loaded[name]
+        entry = zoo.MODELS[name]
+        return (entry.shipped and read_description(zoo.local_path(name))) or entry
 
     def download(self, name: str, progress: Callable[[int, int | None], None]) -> None:
         """Fetch a named model. Raises ModelError or DownloadError."""
+        if name not in zoo.MODELS:
+            raise ModelError(f"there is no model {name!r:.80}; choose one of {', '.join(zoo.MODELS)}")
         zoo.download(name, progress)
 
     def add_own(self, path: Path, file_name: str, own: Sequence[Own] = ()) -> Own:

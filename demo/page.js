@@ -3,6 +3,11 @@
     const root = document.documentElement;
 
     // Heat maps are painted as stages come, and a comparison shows the main stage's picture.
+    const setCamera = (on) => {
+        root.classList.toggle("with-camera", on);
+        document.querySelector("#camera-button button")?.setAttribute("aria-pressed", on);
+    };
+    let pressedBlock; // which keeps the focus when its view has been answered anew
     const stages = () => document.querySelectorAll(".stage");
     const paint = () => {
         const fresh = [...stages()].filter((stage) => !stage.dataset.painted);
@@ -10,8 +15,10 @@
             stage.dataset.painted = true;
             heat.show(stage);
         }
+        if (fresh.some((stage) => stage.dataset.view === "main")) setCamera(false);
         const picture = fresh.length && document.querySelector("#stage .picture")?.src;
         if (picture) for (const other of document.querySelectorAll("#compare .picture")) other.src = picture;
+        if (pressedBlock && document.activeElement === document.body) pressedBlock = document.querySelector(pressedBlock)?.focus();
     };
     const setKind = (kind) => {
         root.dataset.kind = kind;
@@ -35,6 +42,24 @@
             stage.dataset.index = on ? index : "";
             heat.show(stage);
         }
+    });
+
+    // A place in the picture or in a block's map is marked in all of them: a square of one patch.
+    document.addEventListener("pointermove", (event) => {
+        const columns = document.querySelector(".blocks")?.dataset.columns;
+        const map = root.dataset.tab === "Look inside" && columns && event.target.closest(".map, #stage .seen");
+        root.classList.toggle("marking", !!map);
+        if (!map) return;
+        const box = map.getBoundingClientRect();
+        const patch = (part) => Math.min(columns - 1, Math.max(0, Math.floor(part * columns))) / columns;
+        root.style.setProperty("--x", patch((event.clientX - box.left) / box.width));
+        root.style.setProperty("--y", patch((event.clientY - box.top) / box.height));
+        root.style.setProperty("--patch", 1 / columns);
+    });
+    document.addEventListener("click", (event) => {
+        const block = event.target.closest(".blocks button");
+        if (block) pressedBlock = `.blocks [data-name="${block.dataset.name}"]`;
+        if (event.target.closest("#camera-button button")) setCamera(!root.classList.contains("with-camera"));
     });
 
     // A contact sheet fills the window, until the next press or Escape.
@@ -63,31 +88,24 @@
     });
     follow();
 
-    // A picture can be chosen, pasted anywhere, or dropped anywhere while its field is in view. Whatever it is goes to the
-    // server, which says best why it cannot read something: Gradio would turn away what does not call itself an image.
-    const given = new WeakSet();
+    // On a phone one button opens the camera, the other the photographs.
+    for (const id of ["photo", "source"]) {
+        const input = document.querySelector(`#${id} input[type="file"]`);
+        input.accept = "image/*,.heic,.heif,.avif";
+        if (id === "photo") input.setAttribute("capture", "environment");
+    }
+
+    // A picture can be pasted anywhere, or dropped anywhere while its button is in view. Whatever it is goes to the server,
+    // which says best why it cannot read something.
     const give = (files) => {
         const field = document.querySelector("#source");
         if (!files?.length || !field?.offsetParent) return false;
-        if (!field.querySelector('input[type="file"]')) field.querySelector('[aria-label="Upload file"]').click(); // the camera is on
-        requestAnimationFrame(() => {
-            const [file] = files;
-            const type = file.type.startsWith("image/") ? file.type : "image/unknown";
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([file], file.name, { type }));
-            const input = field.querySelector('input[type="file"]');
-            input.files = transfer.files;
-            const event = new Event("change", { bubbles: true });
-            given.add(event);
-            input.dispatchEvent(event);
-        });
+        const input = field.querySelector('input[type="file"]'), transfer = new DataTransfer();
+        transfer.items.add(files[0]);
+        input.files = transfer.files;
+        input.dispatchEvent(new Event("change", { bubbles: true }));
         return true;
     };
-    document.addEventListener("change", (event) => {
-        if (given.has(event) || !event.target.matches('#source input[type="file"]')) return;
-        event.stopImmediatePropagation();
-        give([...event.target.files]);
-    }, true);
     document.addEventListener("paste", (event) => {
         if (give(event.clipboardData?.files)) event.preventDefault();
     });

@@ -54,7 +54,7 @@ def build(models: Models, examples: dict[str, Image.Image]) -> gr.Blocks:
 def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     """The events of the page but for those of the tabs Batch and API, which connect their own."""
     in_view = [ui.problem, ui.picture, ui.stage, ui.bars, ui.json, ui.side_a, ui.side_b, ui.looked, ui.block]
-    in_view += [ui.shown_models, ui.shown_block]
+    in_view += [ui.shown_models, ui.shown_block, ui.offer, ui.agreement]
     pickers = [ui.model, ui.model_a, ui.model_b]
     selected = [ui.own, ui.tab, *pickers, ui.look]
     # Not ui.block, which refuses its old value once another model has fewer blocks.
@@ -66,28 +66,34 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
             picture = picture if isinstance(picture, Picture) else Picture.of_value(picture)
             stage, bars, answer = answers.view("main", picture, model, own)
             shown = {ui.problem: "", ui.picture: picture.as_value(), ui.stage: stage, ui.bars: bars, ui.json: answer}
-            shown[ui.shown_models] = [model, model_a, model_b]
+            shown |= {ui.offer: answers.offer(model, own), ui.shown_models: [model, model_a, model_b]}
             if tab == COMPARE:
-                shown[ui.side_a] = answers.side("a", picture, model_a, own)
-                shown[ui.side_b] = answers.side("b", picture, model_b, own)
+                sides = answers.compare(picture, model_a, model_b, own)
+                shown |= zip((ui.agreement, ui.side_a, ui.side_b), sides, strict=True)
             if tab == INSIDE:
                 depth = answers.classifier(model, own).config.depth
-                block = min(block, depth)
+                block = min(max(block, 1), depth)
                 shown[ui.looked] = inside.look(answers, picture, model, own, look, block)
-                shown[ui.block] = gr.update(maximum=depth, value=block, visible=look != inside.PATCHES)
+                shown[ui.block] = gr.update(maximum=depth, value=block, visible=look == inside.DEPTHWISE)
                 shown[ui.shown_block] = block
             return shown
         except Problem as problem:
             return {ui.problem: render.problem(str(problem))}
 
     def update_upload(upload, *others) -> dict:
-        """The upload becomes the picture, and its field is free for the next one."""
         if upload is None:
             return {ui.problem: gr.skip()}
-        return update(Picture(upload.name, upload.path), *others) | {ui.source: None}
+        return update(Picture(upload.name, upload.path), *others)
+
+    def update_photo(upload, *others) -> dict:
+        """And the camera is free for the next one."""
+        return update_upload(upload, *others) | ({ui.camera: None} if upload else {})
 
     def update_example(event: gr.EventData, *others) -> dict:
         return update(Picture(event.name), *others)
+
+    def update_block(event: gr.EventData, picture, *others) -> dict:
+        return update(picture, *others[:-1], int(event.name))
 
     def update_model(shown, picture, own, tab, model, model_a, model_b, *others) -> dict:
         """Unless it is the old one: a dropdown says "input" twice, and again when it loses the focus."""
@@ -102,13 +108,16 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     quick = NETWORK | PRIVATE
     quick |= {"show_progress": "minimal", "show_progress_on": [ui.bars, ui.side_a, ui.side_b, ui.looked]}
     # Each time, and not only while nothing else is under way, as Gradio has it: an impatient visitor's last choice
-    # counts; and the camera and the clipboard first report that the field is empty, and then, meanwhile, a picture.
+    # counts; and the camera first reports that its field is empty, and then, meanwhile, a picture.
     quick |= {"trigger_mode": "multiple"}
-    ui.source.input(update_upload, [ui.source, *chosen], [*in_view, ui.source], **quick)
+    for field in (ui.source, ui.photo):
+        field.upload(update_upload, [field, *chosen], in_view, **quick)
+    ui.camera.input(update_photo, [ui.camera, *chosen], [*in_view, ui.camera], **quick)
     ui.examples.choose(update_example, chosen, in_view, **quick)
     for control in pickers:
         control.input(update_model, [ui.shown_models, ui.picture, *chosen], in_view, **quick)
     ui.look.input(update, [ui.picture, *chosen], in_view, **quick)
+    ui.looked.choose(update_block, [ui.picture, *chosen], in_view, **quick)
     # Not "release", which the keyboard does not give.
     ui.block.input(update, [ui.picture, *selected, ui.block], in_view, **quick | {"trigger_mode": "always_last"})
     for tab in (ui.answer_tab, ui.compare_tab, ui.inside_tab):
@@ -118,9 +127,17 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
 
     picked = [ui.problem, ui.own, *pickers, ui.missing]
     offer, fetch, use_own = picking.handlers(answers.models, picked)
-    page.load(offer, ui.own, [*pickers, ui.missing], show_progress="hidden", **PRIVATE)
-    slow = SLOW | PRIVATE | {"show_progress_on": [ui.missing]}
-    fetched = ui.missing.choose(fetch, ui.own, picked, **slow)
-    added = ui.checkpoint.upload(use_own, [ui.checkpoint, ui.own], picked, **slow)
-    for event in (fetched, added):
+
+    def refresh(own) -> list:
+        """What others may have changed since the page was made."""
+        return [*offer(own), answers.offer(answers.models.default)]
+
+    page.load(refresh, ui.own, [*pickers, ui.missing, ui.offer], show_progress="hidden", **PRIVATE)
+    slow = SLOW | PRIVATE
+    fetched = [
+        each.choose(fetch, ui.own, picked, show_progress_on=[each], **slow)
+        for each in (ui.missing, ui.offer, ui.side_b)
+    ]
+    added = ui.checkpoint.upload(use_own, [ui.checkpoint, ui.own], picked, show_progress_on=[ui.missing], **slow)
+    for event in (*fetched, added):
         event.then(update_after, [ui.problem, ui.picture, *chosen], in_view, **quick)

@@ -41,14 +41,15 @@ def handlers(models: Models, components: list):
         return fresh | here | {problem: ""}
 
     def fetch(event: gr.EventData, own_now: Sequence[Own], progress=gr.Progress()):  # noqa: B008
-        """Download the model whose button was pressed."""
+        """Choose the model whose button was pressed, downloaded if it is not here."""
 
         def report(done: int, total: int | None) -> None:
             amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
             progress(done / total if total else None, desc=f"{event.name}: {amount}")
 
         try:
-            models.download(event.name, report)
+            if event.name not in models.names():
+                models.download(event.name, report)
         except (ModelError, DownloadError) as trouble:
             line = str(trouble)
             for folder in (zoo.cache_dir(), hub.cache_dir()):  # visitors need not know the server's folders

@@ -8,12 +8,12 @@ from html import escape
 from PIL import Image, ImageOps
 
 from convmixer import Prediction
-from convmixer.classify import percent
 from convmixer.explain import HeatMap
 from demo.heat import grids
+from demo.words import percent
 
 # Longer side in pixels and quality, best first: a picture is sent as the first that fits MAX_BYTES, or as the last.
-SIZES = (960, 75), (800, 70), (640, 60), (480, 45)
+SIZES = (960, 75), (800, 70), (640, 60), (480, 45), (320, 30)
 MAX_BYTES = 33_000  # a third more as base64: with the rest, an answer stays below 60 kB
 
 
@@ -39,10 +39,10 @@ def stage(view: str, name: str, predictions: list[Prediction], maps: list[HeatMa
     )
 
 
-def bars(view: str, model: str, predictions: list[Prediction], about: str) -> str:
+def bars(view: str, model: str, predictions: list[Prediction], remark: str, about: str) -> str:
     """The ranked answers as buttons: pressing one shows its heat map in the stage of the same view.
 
-    about: HTML that goes below them.
+    remark: a sentence about the answer, or nothing; about: HTML that goes below the bars.
     """
     best, side = predictions[0], "" if view == "main" else f", side {view.upper()}"
     rows = "".join(
@@ -55,9 +55,10 @@ def bars(view: str, model: str, predictions: list[Prediction], about: str) -> st
     )
     return (
         f'<section class="answer" data-view="{view}" aria-label="Answer of {escape(model)}{side}">'
-        f'<p class="best" role="status"><span class="sr">The answer is </span>{escape(best.label)} '
+        f'<div role="status"><p class="best"><span class="sr">The answer is </span>{escape(best.label)} '
         f"<span>{escape(percent(best.score))}</span></p>"
-        f'<ol class="bars">{rows}</ol>{about}</section>'
+        + (f'<p class="remark">{escape(remark)}</p>' if remark else "")
+        + f'</div><ol class="bars">{rows}</ol>{about}</section>'
     )
 
 
@@ -98,13 +99,21 @@ def sheet(picture: Image.Image, alt: str, caption: str) -> str:
     )
 
 
-def row_of_pictures(pictures: list[Image.Image], names: list[str], caption: str) -> str:
-    """Small pictures in a row, each with its name below it."""
+def blocks(pictures: list[Image.Image], chosen: int, columns: int, caption: str) -> str:
+    """What the first layer and each block made of a picture, side by side; a press chooses a block, from 1 on.
+
+    columns: patches in a row of the network's input. page.js marks the same place in all of them.
+    """
+    first, *others = (f'<span class="map"><img alt="" src="{data_url(picture, "PNG")}"></span>' for picture in pictures)
     tiles = "".join(
-        f'<li><img alt="Features of {escape(name)}" src="{data_url(picture, "PNG")}"><span>{escape(name)}</span></li>'
-        for name, picture in zip(names, pictures, strict=True)
+        f'<li><button type="button" data-name="{number}" aria-pressed="{"true" if number == chosen else "false"}">'
+        f"{tile}<span>block {number}</span></button></li>"
+        for number, tile in enumerate(others, 1)
     )
-    return f'<ol class="row-of-pictures">{tiles}</ol><p class="note">{escape(caption)}</p>'
+    return (
+        f'<p class="note">{escape(caption)}</p><ol class="blocks" data-columns="{columns}">'
+        f"<li><div>{first}<span>patches</span></div></li>{tiles}</ol>"
+    )
 
 
 def missing(rows: list[dict]) -> str:
@@ -113,11 +122,42 @@ def missing(rows: list[dict]) -> str:
         return note("Every published model is on this machine.")
     items = "".join(
         f"<li><span><b>{escape(row['name'])}</b><br>{escape(row['data'])}: {row['top1']:.1f} % right</span>"
-        f'<button type="button" data-name="{escape(row["name"])}" aria-label="Download {escape(row["name"])}">'
-        f"Download {4 * row['parameters'] / 1e6:.0f} MB</button></li>"
+        f'<button type="button" data-name="{escape(row["name"])}">Download {_size(row)}'
+        f'<span class="sr"> for {escape(row["name"])}</span></button></li>'
         for row in rows
     )
     return f'<ul class="missing">{items}</ul>'
+
+
+def offer(here: list[str], rows: list[dict]) -> str:
+    """A button for one of the models with many classes that are ``here``, or else for the first of ``rows``."""
+    if not here and not rows:
+        return ""
+    name = here[0] if here else rows[0]["name"]
+    how = "which is on this machine" if here else f"a download of {_size(rows[0])}, once"
+    return (
+        f'<button type="button" class="more" data-name="{escape(name)}"><b>Ask a model that knows 1,000 things</b>'
+        f"<span>{escape(name)}, {how}</span></button>"
+    )
+
+
+def others(names: list[str], chosen: str, rows: list[dict]) -> str:
+    """In the place of a second answer by the same model: the models to choose from, those to fetch after those here."""
+    buttons = "".join(
+        f'<button type="button" class="more" data-name="{escape(name)}"><b>{escape(name)}</b></button>'
+        for name in names
+        if name != chosen
+    )
+    text = note("Both sides have the same model. Compare it with another:")
+    return f'<section class="others" aria-label="Models to compare with">{text}{buttons}{missing(rows)}</section>'
+
+
+def agreement(text: str) -> str:
+    return f'<p class="agreement" role="status">{escape(text)}</p>'
+
+
+def _size(row: dict) -> str:
+    return f"{4 * row['parameters'] / 1e6:.0f} MB"
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:

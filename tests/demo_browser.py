@@ -230,8 +230,8 @@ class Visitor:
         self._sees(name, *Classifier(path).classify_with_heatmaps(picture, 5), model, view)
 
     def _sees(self, name: str, predictions: list, maps: list, model: str, view: str) -> None:
-        from convmixer.classify import percent
         from demo.heat import grids
+        from demo.words import percent
 
         self.sees_picture(name, view)
         answer = self.find(f'.answer[data-view="{view}"]')

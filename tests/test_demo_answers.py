@@ -14,10 +14,10 @@ from PIL import Image
 
 from convmixer import Classifier, Prediction
 from convmixer.explain import HeatMap
-from demo import heat, inside, many, render
+from demo import heat, inside, many, render, words
 from demo.answers import Answers, Picture, Problem
+from demo.app import examples
 from demo.guard import Upload
-from demo.heat import place
 from demo.models import Models
 
 HOSTILE = "<img src=x onerror=alert(1)> \"quoted\" 'single' ${1+1} {{x}} &amp;"
@@ -84,7 +84,7 @@ def test_a_fine_grid_is_averaged():
 
 
 @pytest.mark.parametrize(
-    "score, values, words",
+    "score, values, sentence",
     [
         (0.95, [[3, 0], [0, 0]], "Strong evidence for x, most of it in the upper left."),
         (0.5, [[0, 0], [0, 3]], "Some evidence for x, most of it in the middle."),
@@ -92,9 +92,37 @@ def test_a_fine_grid_is_averaged():
         (0.001, [[-3, -9], [0, 0]], "No evidence for x."),
     ],
 )
-def test_a_heat_map_in_words(score, values, words):
+def test_a_heat_map_in_words(score, values, sentence):
     heatmap = HeatMap("x", 0, np.array(values, np.float32), (0, 0, 6, 6), Image.new("RGB", (6, 6)))
-    assert heat.words(score, heatmap) == words
+    assert words.evidence(score, heatmap) == sentence
+
+
+def test_scores_in_whole_per_cents():
+    shown = [words.percent(score) for score in (0, 0.009, 0.014, 0.4789, 0.989, 0.9901, 1)]
+    assert shown == ["<1 %", "<1 %", "1 %", "48 %", "99 %", ">99 %", ">99 %"]
+
+
+def test_an_unsure_answer_says_so(photos):
+    answers = Answers(Models(["convmixer_256_8_cifar10"]), examples())
+    remarks = {}
+    for name, path in [(name, None) for name in answers.examples] + [
+        (path.stem, path) for path in photos.glob("*.jpg")
+    ]:
+        remarks[name, path is None] = Page(answers.view("main", Picture(name, path), "auto")[1]).text
+    unsure = "Not sure: this may also be frog, or none of the ten things that it knows."
+    lesson = " is none of the ten things that this model knows"
+    assert unsure in remarks["pizza", False]
+    for (name, is_example), text in remarks.items():
+        assert ("Not sure" in text) == (name == "pizza")
+        assert (f"A lesson: {name}{lesson}" in text) == (is_example and name in ("cheetah", "lion"))
+        assert "This model knows ten things only: airplane, automobile, bird," in text
+
+
+def test_two_models_agree_or_differ():
+    a, b = ([Prediction(*each) for each in rows] for rows in ([("cat", 0, 0.7), ("dog", 1, 0.2)], [("dog", 3, 0.5)]))
+    assert words.agreement(a, a) == "Both say cat: 70 % and 70 %."
+    assert words.agreement(a, b) == "They differ: cat, 70 %, and dog, 50 %. Both think of dog."
+    assert words.agreement(a[:1], b) == "They differ: cat, 70 %, and dog, 50 %."
 
 
 def test_the_seen_part_lies_where_the_network_looks(answers):
@@ -138,10 +166,10 @@ def test_texts_from_outside_stay_texts():
     predictions = [Prediction(HOSTILE, 3, 1.0)]
     html = {
         "stage": render.stage("main", HOSTILE, predictions, [heatmap]),
-        "bars": render.bars("main", HOSTILE, predictions, render.note(HOSTILE)),
+        "bars": render.bars("main", HOSTILE, predictions, HOSTILE, render.note(HOSTILE)),
         "problem": render.problem(HOSTILE),
         "table": render.table(["a"], [[HOSTILE, HOSTILE]]),
-        "row": render.row_of_pictures([heatmap.picture], [HOSTILE], HOSTILE),
+        "blocks": render.blocks([heatmap.picture], 1, 4, HOSTILE),
         "sheet": render.sheet(heatmap.picture, HOSTILE, HOSTILE),
         "examples": render.examples({HOSTILE: heatmap.picture}),
     }
@@ -158,17 +186,17 @@ def test_every_picture_has_an_alternative_text(answers):
     views += [inside.look(answers, Picture("noise"), "auto", [], view, 3) for view in inside.VIEWS]
     for html in views:
         pictures = Page(html).all("img")
-        assert pictures and all(picture["alt"].strip() for picture in pictures)
+        assert pictures and all("alt" in picture for picture in pictures)
 
 
 @pytest.mark.parametrize(
-    "row, column, words",
+    "row, column, where",
     [(0, 0, "upper left"), (1, 1, "middle"), (1, 2, "middle right"), (2, 1, "lower middle"), (2, 2, "lower right")],
 )
-def test_the_place_of_the_strongest_evidence_in_words(row, column, words):
+def test_the_place_of_the_strongest_evidence_in_words(row, column, where):
     values = np.full((6, 6), -1, np.float32)
     values[2 * row, 2 * column + 1] = 0.5
-    assert place(HeatMap("x", 0, values, (0, 0, 6, 6), Image.new("RGB", (6, 6)))) == f"in the {words}"
+    assert words.place(HeatMap("x", 0, values, (0, 0, 6, 6), Image.new("RGB", (6, 6)))) == f"in the {where}"
 
 
 def test_long_and_thin_pictures_keep_a_shape_that_can_be_seen():

@@ -62,7 +62,8 @@ def test_whoever_cannot_see_the_page_is_told_what_there_is(visitor):
           - tab "API"
         - tabpanel:
           - region "Answer of convmixer_256_8_cifar10":
-            - status: /The answer is bird .*%/
+            - status:
+              - paragraph: /The answer is bird .*%/
             - list:
               - listitem:
                 - button /bird/ [pressed]
@@ -72,7 +73,7 @@ def test_whoever_cannot_see_the_page_is_told_what_there_is(visitor):
     for tab in TABS:
         visitor.turn_to(tab)
         visitor.waits_for_the_tab(tab)
-        pictures = visitor.find("img").all()
+        pictures = visitor.find("img").filter(visible=True).all()
         assert all(picture.get_attribute("alt") is not None for picture in pictures)
 
 
@@ -85,7 +86,7 @@ def test_an_upload_is_answered_and_then_the_next(visitor):
         visitor.upload(name, data)
         visitor.sees_answer(name, data)
         expect(visitor.find("#answer .about p")).to_have_text(
-            re.compile(rf"^{SHIPPED} answered in \d+ ms\. It sees no more than these 32 × 32 pixels\.$")
+            re.compile(rf"^It sees no more than these 32 × 32 pixels; {SHIPPED} answered in \d+ ms\.$")
         )
         expect(visitor.find("#json")).to_contain_text(name)
         shown = json.loads(visitor.find("#json .json-holder").inner_text())
@@ -101,6 +102,21 @@ def test_a_photograph_of_a_dog_is_a_dog(visitor, photos):
     visitor.upload("dog.jpg", data)
     visitor.sees_answer("dog.jpg", data)
     expect(visitor.find("#answer .best")).to_have_text(re.compile("^The answer is dog "))
+
+
+def test_an_answer_is_small(visitor, photos):
+    network, urls, received = visitor.page.context.new_cdp_session(visitor.page), {}, []
+    network.send("Network.enable")
+    network.on("Network.requestWillBeSent", lambda event: urls.update({event["requestId"]: event["request"]["url"]}))
+    network.on("Network.dataReceived", lambda event: received.append((event["requestId"], event["dataLength"])))
+    noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    pictures = {"pizza.jpg": (photos / "pizza.jpg").read_bytes(), "noise.png": encode(Image.fromarray(noise))}
+    for name, data in pictures.items():
+        with visitor.waits_for_the_server():
+            visitor.upload(name, data)
+        visitor.sees_picture(name)
+        assert 5_000 < sum(size for request, size in received if "/gradio_api/" in urls.get(request, "")) < 60_000, name
+        received.clear()
 
 
 def test_every_example_is_answered(visitor):
@@ -120,9 +136,9 @@ def test_a_picture_is_pasted_or_dropped_anywhere(visitor):
 
 def test_the_camera_gives_a_picture_and_then_an_upload_another(visitors):
     visitor = visitors(permissions=["camera"])
-    visitor.page.get_by_role("button", name="Capture from camera").click()
+    visitor.page.get_by_role("button", name="Use the camera").click()
     visitor.page.get_by_role("button", name="Click to Access Webcam").click()
-    visitor.page.wait_for_function("document.querySelector('#source video')?.videoWidth > 0")
+    visitor.page.wait_for_function("document.querySelector('#camera video')?.videoWidth > 0")
     visitor.page.get_by_role("button", name="capture photo").click()
     expect(visitor.find("#stage .picture")).not_to_have_attribute("alt", "bird")
     name = visitor.find("#stage .picture").get_attribute("alt")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import demo_browser
 import hub_server
+import numpy as np
 import pytest
 from demo_browser import SECOND, SHIPPED, draw, encode, expect, png, write_checkpoint
 from file_server import Resource
@@ -74,6 +75,21 @@ def test_two_models_are_compared_side_by_side(visitor):
     visitor.sees_answer("next.png", png(1), SHIPPED, view="b")
     visitor.turn_to("Answer")
     visitor.sees_answer("next.png", png(1))
+
+
+def test_compare_says_where_two_models_agree(visitors, tmp_path):
+    visitor = visitors()
+    path = write_checkpoint(tmp_path / "mine.safetensors", "mine", visitor.app.models.get(SHIPPED).labels, seed=5)
+    visitor.unfold("More models")
+    visitor.upload_checkpoint("mine.safetensors", path.read_bytes())
+    expect(visitor.page.get_by_role("combobox", name="Model", exact=True)).to_have_value("yours: mine")
+    visitor.turn_to("Compare")
+    expect(visitor.find("#agreement p")).to_have_text(re.compile("^(Both say|They differ: ).*%"))
+    visitor.choose(SHIPPED, "Model B")
+    expect(visitor.find("#agreement p")).to_have_count(0)
+    expect(visitor.find("#side-b .bar")).to_have_count(0)
+    visitor.page.get_by_role("button", name=SECOND, exact=True).click()
+    visitor.sees_answer("bird", visitor.app.examples["bird"], SECOND, view="b")
 
 
 def test_ones_own_checkpoint_answers_and_its_texts_are_only_texts(visitors, tmp_path):
@@ -153,18 +169,21 @@ def test_a_missing_model_is_fetched_with_progress_and_then_answers(app, visitors
         entry = replace(zoo.MODELS["convmixer_768_32"], name="tiny", config=config, repo="ada/tiny", release=release)
         monkeypatch.setitem(zoo.MODELS, "tiny", entry)
         visitor = visitors()
-        visitor.unfold("More models")
-        visitor.page.get_by_role("button", name="Download tiny").click()
+        offer = visitor.page.get_by_role(
+            "button", name=re.compile("^Ask a model that knows 1,000 things.*tiny, a download")
+        )
+        offer.click()
         visitor.sees_problem("Could not download tiny", "Not Found")
         visitor.sees_answer("bird", visitor.app.examples["bird"])
         server.resources["/tiny.pth.tar"] = Resource(b"I am not a checkpoint. " * 9)
-        visitor.page.get_by_role("button", name="Download tiny").click()
+        visitor.unfold("More models")
+        visitor.page.get_by_role("button", name=re.compile("^Download .* for tiny$")).click()
         visitor.sees_problem("Could not download tiny", "is not a checkpoint")
         assert str(tmp_path) not in visitor.page.get_by_role("alert").inner_text()
         resource = server.add("ada/tiny", model=path.read_bytes())["model"]
         resource.pause = threading.Event()
-        visitor.page.get_by_role("button", name="Download tiny").click()
-        expect(visitor.find("#missing")).to_contain_text(re.compile(r"tiny: \d+ of \d+ MB"))
+        offer.click()
+        expect(visitor.find("#offer")).to_contain_text(re.compile(r"tiny: \d+ of \d+ MB"))
         visitor.upload("meanwhile.png", png(1))
         visitor.sees_answer("meanwhile.png", png(1))
         resource.pause.set()
@@ -172,8 +191,10 @@ def test_a_missing_model_is_fetched_with_progress_and_then_answers(app, visitors
             re.compile("^tiny · 1,000 classes")
         )
         visitor.sees_answer("meanwhile.png", png(1), "tiny")
+        expect(visitor.find("#answer")).to_contain_text("This model knows 1,000 things, from tench to ")
+        expect(offer).to_have_count(0)
         visitor.sees_no_problem()
-        expect(visitor.page.get_by_role("button", name="Download tiny")).to_have_count(0)
+        expect(visitor.page.get_by_role("button", name=re.compile("^Download .* for tiny$"))).to_have_count(0)
     app.models._loaded.pop("tiny")
 
 
@@ -196,14 +217,19 @@ def test_a_contact_sheet_fills_the_window_until_escape_or_the_next_press(visitor
 def test_the_inside_of_the_network_follows_view_block_picture_and_model(visitor):
     visitor.turn_to("Look inside")
     caption = visitor.find("#looked figcaption")
-    tiles = visitor.find("#looked .row-of-pictures img")
+    tiles = visitor.find("#looked .blocks img")
     expect(tiles).to_have_count(9)
-    expect(caption).to_have_text("The 16 channels that vary most over your picture after block 8.")
+    expect(caption).to_have_text(
+        re.compile("^The 16 channels that have most to say about this picture after block 8, ")
+    )
     shown = [visitor.looks_inside()]
     slider = visitor.page.get_by_role("slider", name="Block")
-    slider.focus()
-    visitor.page.keyboard.press("ArrowLeft")
-    expect(caption).to_have_text("The 16 channels that vary most over your picture after block 7.")
+    expect(slider).to_be_hidden()
+    block = visitor.page.get_by_role("button", name="block 7", exact=True)
+    block.press("Enter")
+    expect(caption).to_contain_text("after block 7,")
+    expect(block).to_have_attribute("aria-pressed", "true")
+    expect(block).to_be_focused()
     shown.append(visitor.looks_inside())
     before = tiles.last.get_attribute("src")
     visitor.upload("next.png", png(1))
@@ -211,8 +237,11 @@ def test_the_inside_of_the_network_follows_view_block_picture_and_model(visitor)
     visitor.sees_picture("next.png")
     shown.append(visitor.looks_inside())
     visitor.page.get_by_role("radio", name="Depthwise filters").check()
-    expect(caption).to_have_text(re.compile("^In block 7 each of the 256 channels has one filter of 5 × 5 patches"))
+    expect(caption).to_have_text(re.compile("^In block 7 each of 256 channels .* of 5 × 5 patches: "))
     shown.append(visitor.looks_inside())
+    slider.focus()
+    visitor.page.keyboard.press("ArrowLeft")
+    expect(caption).to_contain_text("In block 6 ")
     visitor.page.get_by_role("radio", name="Patch filters").check()
     expect(caption).to_have_text(re.compile("patches of 2 × 2 pixels and compares each with these 256 filters.$"))
     expect(slider).to_be_hidden()
@@ -222,11 +251,31 @@ def test_the_inside_of_the_network_follows_view_block_picture_and_model(visitor)
     shown.append(visitor.looks_inside())
     visitor.page.get_by_role("radio", name="Block by block").check()
     expect(tiles).to_have_count(4)
-    expect(caption).to_have_text("The 16 channels that vary most over your picture after block 3.")
+    expect(caption).to_have_text(re.compile("after block 3,"))
     shown.append(visitor.looks_inside())
     assert len(set(shown)) == len(shown)
     visitor.turn_to("Answer")
     visitor.sees_answer("next.png", png(1), SECOND)
+
+
+def test_a_place_is_marked_in_the_picture_and_in_all_blocks(visitor):
+    visitor.turn_to("Look inside")
+    visitor.looks_inside()
+    maps = visitor.find("#stage .seen, .blocks .map").all()
+    assert len(maps) == 10
+    for pointed in (maps[0], maps[5]):
+        box = pointed.bounding_box()
+        visitor.page.mouse.move(box["x"] + 0.52 * box["width"], box["y"] + 0.3 * box["height"])
+        for each in maps:
+            left, top, width, map_width, map_height = each.evaluate("""element => {
+                const mark = getComputedStyle(element, "::after"), box = element.getBoundingClientRect();
+                return [...["left", "top", "width"].map(side => parseFloat(mark[side])), box.width, box.height];
+            }""")
+            assert np.allclose(
+                [left / map_width, top / map_height, width / map_width], [8 / 16, 4 / 16, 1 / 16], atol=0.01
+            )
+    visitor.page.mouse.move(2, 2)
+    expect(visitor.find("html.marking")).to_have_count(0)
 
 
 # Many pictures.

@@ -33,7 +33,9 @@ def write_checkpoint(path, size=32, **architecture):
 def test_without_files_the_shipped_model_answers_and_the_others_could_be_fetched():
     models = Models()
     assert models.default == SHIPPED and models.names() == [SHIPPED]
-    assert [row["name"] for row in models.missing()] == [name for name in zoo.MODELS if name != SHIPPED]
+    assert {row["name"] for row in models.missing()} == {name for name in zoo.MODELS if name != SHIPPED}
+    sizes = [row["parameters"] for row in models.missing()]
+    assert sizes == sorted(sizes)
     assert models.get("auto") is models.get(SHIPPED)
     assert models.describe(SHIPPED) == f"{SHIPPED} · 10 classes, 94.4 % right"
 
