@@ -1,0 +1,205 @@
+"""The promises of convmixer.weights: a file gives a usable Checkpoint or CheckpointError, and runs no code."""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+
+from convmixer import CheckpointError, Classifier, ModelError
+from convmixer.model import ConvMixer, ConvMixerConfig
+from convmixer.weights import load_checkpoint, read_description
+from fuzz.pictures import check_message
+
+CONFIG = ConvMixerConfig(dim=4, depth=1, kernel_size=3, patch_size=2, num_classes=3)
+EXTRA_MEMORY = 256 * 2**20  # bytes; the valid files have a few kilobytes
+MAX_MESSAGE = 2000
+MOST_ACTIVATIONS = 2**22  # values in a feature map up to which a network that was read is also run
+# What no reading of a checkpoint may do, as Python's audit events name it.
+FORBIDDEN = {
+    *("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn", "os.remove"),
+    *("os.rename", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "os.putenv", "os.kill", "exec"),
+    *("import", "code.__new__", "ctypes.dlopen", "builtins.input", "webbrowser.open", "socket.connect"),
+    *("socket.bind", "socket.getaddrinfo", "socket.sendto", "urllib.Request", "shutil.rmtree"),
+}
+IMPORTED_LATE = {"torch", "numpy", "encodings", "convmixer", "safetensors", "PIL", "zipfile"}  # by no pickle's word
+WRITING = 0o3 | 0o100 | 0o1000 | 0o2000  # the flags of open() but O_RDONLY: write, create, truncate, append
+_GLOBALS = (
+    *("os system", "builtins eval", "__builtin__ exec", "builtins open", "subprocess Popen", "torch.hub load"),
+    *("__builtin__ bytearray", "torch FloatTensor", "torch.storage UntypedStorage", "torch._utils _rebuild_tensor_v2"),
+    *("numpy.core.multiarray scalar", "argparse Namespace", "collections OrderedDict", "runpy run_path"),
+)
+WORDS = (
+    *(f"c{name.replace(' ', chr(10))}\n".encode() for name in _GLOBALS),
+    *(b"J\xff\xff\xff\x7f", b"\x85R", b"q\x00h\x00h\x00\x86" * 40, b"\x85" * 120),
+    *(b"X\x04\0\0\0touc", b"}", b"(", b"u", b"\x81"),
+    *(b"NaN", b"1e999", b"-1", b"4096", b"null", b"[]", b"{}", b"\\u001b", b"\xc2\x85", b'"F64"', b"9" * 400),
+)  # fmt: skip
+
+
+def tensors(kind: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Those of a tiny network."""
+    torch.manual_seed(0)
+    state = ConvMixer(CONFIG).state_dict()
+    return {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def description() -> dict:
+    preprocessing = {"size": 8, "resize": 8, "crop_pct": 1.0, "interpolation": "bicubic"}
+    return {
+        "format_version": 1,
+        "name": "tiny",
+        "architecture": CONFIG.to_dict(),
+        "labels": ["ant", "bee", "cow"],
+        "preprocessing": preprocessing | {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+        "training": {"seed": 0},
+        "accuracy": {"top1": 33.3},
+    }
+
+
+def ours(about: dict) -> bytes:
+    """Our own file, with this description."""
+    return safetensors.torch.save(tensors(), {"convmixer": json.dumps(about)})
+
+
+class _Runs:
+    """Pickled, it is a call that a checkpoint must not make."""
+
+    def __reduce__(self):
+        return exec, ("1",)
+
+
+def saved(content: object, zipped: bool) -> bytes:
+    """As torch.save writes it: a zip archive, or as before PyTorch 1.6."""
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=zipped)
+    return stream.getvalue()
+
+
+@cache
+def seeds() -> list[bytes]:
+    """Valid files of every kind that is read, and two that must be refused."""
+    training = {"epoch": 3, "arch": "convmixer", "state_dict": OrderedDict(tensors()), "metric": np.float64(0.5)}
+    training["args"] = argparse.Namespace(lr=0.1, img_size=8, mean=[0.5], model_kwargs={"act_layer": "gelu"})
+    wrapped = {"model": {f"module.{name}": tensor for name, tensor in tensors(torch.float64).items()}}
+    contents = (tensors(), training, wrapped, training | {"extra": _Runs()})
+    pickled = [saved(content, zipped) for content in contents for zipped in (True, False)]
+    bare = [safetensors.torch.save(tensors(kind)) for kind in (torch.float16, torch.bfloat16)]
+    return [ours(description()), *bare, *pickled, pickle.dumps({"x": [1, ("a", None)]}, protocol=2)]
+
+
+def mutate(content: bytes, random: Random, havoc: Callable[[bytes], bytes]) -> bytes:
+    """``content`` changed by ``havoc``: mostly one part of it, with the container around it put right again."""
+    if random.random() < 0.2:
+        return havoc(content)
+    if content.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                members = {name: archive.read(name) for name in archive.namelist()}
+        except Exception:  # damaged before
+            return havoc(content)
+        pickles = [name for name in members if name.endswith("data.pkl")]
+        name = random.choice(pickles if pickles and random.random() < 0.8 else [*members] or [""])
+        members[name] = havoc(members.get(name, b"x"))
+        return repacked(members, zipfile.ZIP_DEFLATED if random.random() < 0.05 else zipfile.ZIP_STORED)
+    if content[8:9] == b"{":
+        length = int.from_bytes(content[:8], "little")
+        header = havoc(content[8 : 8 + length])
+        return struct.pack("<Q", len(header)) + header + content[8 + length :]
+    return havoc(content)
+
+
+def repacked(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, member in members.items():
+            archive.writestr(zipfile.ZipInfo(name), member, compression)
+    return stream.getvalue()
+
+
+def check(content: bytes) -> str:
+    """Raises AssertionError if reading ``content`` breaks a promise; says what became of it."""
+    path = Path(_folder().name, "model.bin")
+    path.write_bytes(content)
+    with _watching() as heard:
+        outcome = _read(path)
+    assert not heard, f"reading it did this: {heard[0]}"
+    assert [*path.parent.iterdir()] == [path] and path.read_bytes() == content, "files have changed"
+    return outcome
+
+
+def _read(path: Path) -> str:
+    try:
+        read_description(path)
+    except CheckpointError as error:
+        check_message(str(error), MAX_MESSAGE)
+    try:
+        checkpoint = load_checkpoint(path)
+        assert len(checkpoint.labels) == checkpoint.config.num_classes, "labels and classes differ"
+        classifier = Classifier(str(path), device="cpu")
+    except (CheckpointError, ModelError) as error:
+        check_message(str(error), MAX_MESSAGE)
+        return "refused"
+    side, config = classifier.preprocessing.size, classifier.config
+    if config.dim * (side // config.patch_size) ** 2 > MOST_ACTIVATIONS or side < config.patch_size:
+        return "usable, but large"
+    if config.in_chans == 3:
+        predictions = classifier.classify(Image.linear_gradient("L").convert("RGB"))
+        assert all(isinstance(each.label, str) for each in predictions), "a label that is no text"
+    return "usable"
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory:
+    folder = tempfile.TemporaryDirectory(prefix="convmixer-fuzz-")
+    for seed in seeds():  # whatever is loaded or written once is there afterwards
+        path = Path(folder.name, "model.bin")
+        path.write_bytes(seed)
+        _read(path)
+    sys.addaudithook(_hear)
+    return folder
+
+
+_heard: list[str] | None = None
+
+
+@contextmanager
+def _watching() -> Iterator[list[str]]:
+    """What happens meanwhile that must not."""
+    global _heard
+    _heard = []
+    try:
+        yield _heard
+    finally:
+        _heard = None
+
+
+def _hear(event: str, arguments: tuple) -> None:
+    if _heard is None or _is_import_of_known(event, arguments):
+        return
+    if event in FORBIDDEN:
+        _heard.append(f"{event} {arguments!r:.200}")
+    elif event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
+        _heard.append(f"open for writing {arguments!r:.200}")
+
+
+def _is_import_of_known(event: str, arguments: tuple) -> bool:
+    """Libraries import some of their modules late, by no pickle's word, and with that run files."""
+    if event == "import":
+        return str(arguments[0]).split(".")[0] in IMPORTED_LATE
+    return event == "exec" and os.path.isfile(arguments[0].co_filename)

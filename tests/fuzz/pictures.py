@@ -1,0 +1,158 @@
+"""The promises of convmixer.images and Classifier.prepare: any bytes give a safe RGB image, or ImageError, one line."""
+
+import ctypes
+import io
+import math
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from functools import cache
+from random import Random
+
+import numpy as np
+import pillow_heif
+from PIL import Image, ImageCms
+
+from convmixer import Classifier
+from convmixer.images import MAX_PIXELS, ImageError, load_image
+
+pillow_heif.register_heif_opener()  # Pillow then also writes HEIC
+
+EXTRA_MEMORY = 1536 * 2**20  # bytes: six times the 256 MB of the largest picture, for conversions
+COMPARED_PIXELS = 4_000_000  # larger pictures are not decoded twice
+MAX_MESSAGE = 500
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_M_PERTURB = -6  # of glibc's mallopt
+
+MODES = {
+    "JPEG": ("RGB", "L", "CMYK"),
+    "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("RGB", "P", "L"),
+    "BMP": ("RGB", "L", "P", "1"),
+    "TIFF": ("RGB", "RGBA", "L", "P", "1", "I;16", "I", "F", "CMYK", "LAB"),
+    "AVIF": ("RGB", "RGBA"),
+    "HEIF": ("RGB", "RGBA"),
+    "PPM": ("RGB", "L", "1", "I;16"),
+    "TGA": ("RGB", "RGBA", "L", "P"),
+}
+VARIANTS = (  # more of a format: each an option or two
+    *(("TIFF", "RGB", {"compression": kind}) for kind in ("tiff_lzw", "tiff_deflate", "packbits", "zstd")),
+    *(("TIFF", mode, {"compression": "jpeg"}) for mode in ("L", "RGB", "CMYK", "YCbCr")),
+    *(("TIFF", "1", {"compression": kind}) for kind in ("group3", "group4")),
+    ("TIFF", "RGB", {"compression": "tiff_lzw", "tiffinfo": {317: 2}, "strip_size": 64}),
+    ("TIFF", "RGB", {"big_tiff": True, "orientation": True}),
+    ("JPEG", "RGB", {"progressive": True, "orientation": True}),
+    ("JPEG", "RGB", {"restart_marker_blocks": 1, "profile": True}),
+    ("PNG", "P", {"transparency": b"\0\x80\xff", "profile": True}),
+    ("PNG", "RGB", {"transparency": (1, 2, 3), "orientation": True, "film": True}),
+    ("PNG", "L", {"transparency": 7}),
+    ("WEBP", "RGB", {"lossless": True, "profile": True, "orientation": True}),
+    ("WEBP", "RGBA", {"film": True}),
+    ("GIF", "P", {"film": True, "transparency": 3, "disposal": 2, "interlace": 1}),
+    ("AVIF", "RGB", {"profile": True, "orientation": True}),
+    ("TGA", "RGB", {"compression": "tga_rle"}),
+)
+NUMBERS = (0, 1, 7, 8, 255, 256, 32767, 65535, 65536, 8000, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1)
+SIZES = re.compile(rb"\xff[\xc0-\xc2]...|IHDR|ispe....|VP8X........", re.DOTALL)  # after these stand width and height
+FORMS = ("<H", ">H", "<I", ">I")
+WORDS = (
+    *(struct.pack(form, number % 256 ** struct.calcsize(form)) for number in NUMBERS for form in FORMS),
+    *(b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"VP8X", b"ANMF", b"ispe"),
+    *(b"\xff\xc0", b"\xff\xc2", b"\xff\xda", b"\xff\xe1", b"\xff\xe2", b"Exif\0\0", b"ICC_PROFILE\0", b"\xff\xd9"),
+)  # fmt: skip
+
+
+@cache
+def seeds() -> list[bytes]:
+    """Valid pictures, all small; the same every time."""
+    plain = [(format, mode, {}) for format, modes in MODES.items() for mode in modes]
+    return [_encoded(*each, number) for number, each in enumerate([*plain, *VARIANTS])]
+
+
+def _encoded(format: str, mode: str, options: dict, number: int) -> bytes:
+    rng, options = np.random.default_rng(number), dict(options)
+    if mode in ("I;16", "I", "F"):
+        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        picture = Image.fromarray(rng.integers(0, 65536, (13, 17)).astype(kind))
+    else:
+        picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((17, 13))
+        picture = Image.frombytes("LAB", (17, 13), picture.tobytes()) if mode == "LAB" else picture.convert(mode)
+    if options.pop("orientation", False):
+        options["exif"] = exif = Image.Exif()
+        exif[0x0112] = 6
+    if options.pop("profile", False):
+        options["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if options.pop("film", False):
+        options |= {"save_all": True, "append_images": [picture.rotate(180)], "duration": 50}
+    stream = io.BytesIO()
+    picture.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def mutate(content: bytes, random: Random, havoc: Callable[[bytes], bytes]) -> bytes:
+    """``content`` changed by ``havoc``, or in its size; the checksums of a PNG are right afterwards."""
+    places = [found.end() for found in SIZES.finditer(content)]
+    if places and random.random() < 0.2:
+        at, number = random.choice(places) + random.choice((0, 2)), random.choice((*NUMBERS, *range(1, 40)))
+        return repaired(content[:at] + struct.pack(">H", number % 65536) + content[at + 2 :])
+    return repaired(havoc(content)) if random.random() < 0.9 else havoc(content)
+
+
+def repaired(content: bytes) -> bytes:
+    """A PNG with the right checksums, as far as its lengths make sense; anything else as it is."""
+    if not content.startswith(PNG_MAGIC):
+        return content
+    fixed, at = bytearray(content), len(PNG_MAGIC)
+    while at + 12 <= len(fixed):
+        end = at + 8 + int.from_bytes(fixed[at : at + 4])
+        if end + 4 > len(fixed):
+            break
+        fixed[end : end + 4] = struct.pack(">I", zlib.crc32(fixed[at + 4 : end]))
+        at = end + 4
+    return bytes(fixed)
+
+
+@cache
+def classifier() -> Classifier:
+    return Classifier("convmixer_256_8_cifar10", device="cpu")
+
+
+def check(content: bytes) -> str:
+    """Raises AssertionError, or whatever comes out of a decoder, if ``content`` breaks a promise; says what it gave."""
+    for allow_truncated in (True, False):
+        try:
+            picture = load_image(content, allow_truncated=allow_truncated)
+        except ImageError as error:
+            check_message(str(error), MAX_MESSAGE)
+            continue
+        assert picture.mode == "RGB", f"mode {picture.mode}"
+        assert 0 < math.prod(picture.size) <= MAX_PIXELS, f"size {picture.size}"
+        assert not picture.info, f"metadata left: {list(picture.info)}"
+        if math.prod(picture.size) <= COMPARED_PIXELS:
+            again = with_other_memory(lambda mode=allow_truncated: load_image(content, allow_truncated=mode))
+            assert again.tobytes() == picture.tobytes(), "the same bytes give other pixels"
+    try:
+        prepared = classifier().prepare(content)
+    except ImageError as error:
+        check_message(str(error), MAX_MESSAGE)
+        return "refused"
+    side = classifier().preprocessing.size
+    assert prepared.shape == (3, side, side) and np.isfinite(prepared).all(), f"shape {prepared.shape}, or not finite"
+    return "picture"
+
+
+def check_message(message: str, most: int) -> None:
+    assert message and message.isprintable(), f"the message is not one printable line: {message!r:.300}"
+    assert len(message) < most, f"the message has {len(message)} characters: {message:.100}"
+
+
+def with_other_memory(action: Callable[[], Image.Image]) -> Image.Image:
+    """``action`` while malloc fills what it hands out with another value: what reads unset memory is seen."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)  # there only in glibc
+    mallopt(_M_PERTURB, 0xA5)
+    try:
+        return action()
+    finally:
+        mallopt(_M_PERTURB, 0)

@@ -1,0 +1,139 @@
+"""A soak: many requests to Cog's own server, a tenth of them bad, and what they leave behind.
+
+    python tests/fuzz/soak.py --requests 10000 [--clients 4]
+
+The server is started by `python -m serving` with a small random model. After a tenth, half and all of the requests the
+memory of each of its processes is printed, in MB, and in brackets the number of its open file descriptors. A failure,
+for which the exit code is 1, is: an answer to a good picture that is not the first one, but for the last digits of the
+scores, which depend on the pictures that went through the network together; an answer to a bad one that speaks of the
+server; memory that grows by more than 5 % and 20 MB from half to the end; more file descriptors than at a tenth, but
+for a few of connections under way; another process; a temporary file more than before. Linux only.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+if not __package__:  # run as a script
+    sys.path[0:1] = map(str, Path(__file__).resolve().parents[1:3])  # `fuzz`, `cog_server`, `convmixer` are found
+
+import pytest
+from cog_server import Server, data_uri
+
+from fuzz.pictures import seeds
+
+MAX_GROWTH, MAX_GROWN_BYTES = 0.05, 20e6
+DECODERS_HEAP = 128 * 2**20  # bytes that a decoder keeps between two pictures, as serving/decoder.py says
+TOLERANCE = 1e-5  # between two scores
+SPARE_DESCRIPTORS = 8  # of connections that are closed a moment later
+KINDS = {"-m serving": "supervisor", "cog.server": "server", "decod": "decoder", "watcher": "watcher"}
+BAD = (
+    *({"image": data_uri(picture[: len(picture) // 2])} for picture in seeds()[::7]),
+    *({"image": text} for text in ("/etc/passwd", "http://127.0.0.1:9/x", "data:image/png;base64,A", "x" * 2_000_000)),
+    *({"image": data_uri(seeds()[0])} | wrong for wrong in ({"top_k": 0}, {"model": "none"}, {"heatmap": []})),
+    {},
+)
+
+
+def soak(server: Server, total: int, clients: int) -> int:
+    """The number of failures, each of which is printed."""
+    pictures = [data_uri(picture) for picture in seeds()[:20]]
+    first = [server.output(image=picture) for picture in pictures]
+
+    def one(number: int) -> str:
+        """What is wrong with the answer to one request, if anything is."""
+        if number % 10 == 3:
+            status, text = server.send({"input": BAD[number // 10 % len(BAD)]})
+            is_refused = status == 422 or (status == 200 and json.loads(text)["status"] == "failed")
+            return "" if is_refused else f"request {number}: a bad one gets {status}, {text[:200]}"
+        found = server.output(image=pictures[number % len(pictures)])
+        return "" if is_same(found, first[number % len(pictures)]) else f"request {number}: another answer: {found}"
+
+    files, seen, failures, start = listing(server), [], [], time.monotonic()
+    with ThreadPoolExecutor(clients) as pool:
+        for begin, end in itertools.pairwise((0, total // 10, total // 2, total)):
+            failures += filter(None, pool.map(one, range(begin, end)))
+            listing(server)  # once it has settled
+            seen.append(look(server.process.pid))
+            sizes = (f"{name} {size / 1e6:.1f} ({files})" for name, (size, files) in seen[-1].items())
+            print(f"{end:>7,} requests: MB (descriptors): {', '.join(sizes)}", flush=True)
+    seconds = time.monotonic() - start
+    failures += left(seen) + [f"left behind: {path}" for path in sorted(listing(server) - files)]
+    print(f"{total:,} requests by {clients} clients in {seconds:.0f} s; {len(failures)} failures")
+    print(*failures[:20], sep="\n")
+    return len(failures)
+
+
+def is_same(found: dict, wanted: dict) -> bool:
+    """Whether two answers are equal, but for the last digits of the scores."""
+    scores = [[each.pop("score") for each in json.loads(json.dumps(one))["predictions"]] for one in (found, wanted)]
+    labels = [[each["label"] for each in one["predictions"]] for one in (found, wanted)]
+    return labels[0] == labels[1] and scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
+
+
+def listing(server: Server) -> set[str]:
+    """What is in the server's temporary folder once nothing is under way."""
+    server.wait_for("READY")
+    server.output(image=data_uri(seeds()[0]))  # has the files of the last request deleted
+    time.sleep(0.5)
+    return {str(path) for path in server.temporary.rglob("*")}
+
+
+def look(pid: int) -> dict[str, tuple[int, int]]:
+    """Bytes in memory and open file descriptors of each process of a server; a few of the latter come and go."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    family, found = [pid], {}
+    for each in family:  # grows meanwhile
+        family += children.get(each, [])
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{each}/cmdline").read_text().replace("\0", " ")
+            name = next((kind for part, kind in KINDS.items() if part in words), "worker")
+            pages = int(Path(f"/proc/{each}/statm").read_text().split()[1])
+            counts = [len(os.listdir(f"/proc/{each}/fd")) for _ in range(20) if not time.sleep(0.02)]
+            name += "'" * sum(known.rstrip("'") == name for known in found)
+            found[name] = pages * os.sysconf("SC_PAGE_SIZE"), min(counts)
+    return found
+
+
+def left(seen: list[dict[str, tuple[int, int]]]) -> list[str]:
+    """What is more at the end than it was: seen at a tenth, at half, at the end."""
+    if seen[0].keys() != seen[-1].keys():
+        return [f"other processes: {list(seen[0])}, then {list(seen[-1])}"]
+    failures = []
+    for name, (end, files) in seen[-1].items():
+        half, before = seen[1][name][0], seen[0][name][1]
+        if files > before + SPARE_DESCRIPTORS:
+            failures.append(f"{name} has {files} open files at the end, {before} at 10 %")
+        if end - half > (DECODERS_HEAP if name.startswith("decoder") else max(MAX_GROWN_BYTES, MAX_GROWTH * half)):
+            failures.append(f"{name} grew from {half / 1e6:.0f} to {end / 1e6:.0f} MB in the second half")
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests/fuzz/soak.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=4)
+    options = parser.parse_args()
+    if options.requests < 10 or not 1 <= options.clients <= 64:
+        parser.exit(2, "tests/fuzz/soak.py: give 10 requests or more, and 1 to 64 clients\n")
+    with tempfile.TemporaryDirectory(prefix="convmixer-fuzz-") as folder:
+        server = Server(Path(folder))
+        try:
+            return 1 if soak(server, options.requests, options.clients) else 0
+        finally:
+            server.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
