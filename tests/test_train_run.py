@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from safetensors.torch import load_file
 from convmixer import Classifier, load_checkpoint
 from convmixer.zoo import load
 from train import run as train_run
+from train.recipe import Augmentation, Recipe
+from train.run import Run
 
 # 180 pictures in 23 steps an epoch, about a second long, so that a kill hits the middle of one.
 SMALL = ["--recipe", "cifar10", "--model.dim", "48", "--model.depth", "4", "--batch-size", "8", "--epochs", "4"]
@@ -159,17 +163,53 @@ def test_a_finished_or_foreign_run_is_not_overwritten(quick, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
+# field: a value below its range, one above it, and what is right
+RANGES = {
+    **dict.fromkeys(("epochs", "batch_size", "micro_batch", "ahead", "samples"), (0, None, "at least 1")),
+    "threads": (-1, 5000, "at least 1 and at most 4096"),
+    "workers": (-1, 5000, "at least 0 and at most 1024"),
+    "save_every": (-0.5, "inf", "at least 0"),
+    **dict.fromkeys(("lr", "head_lr", "weight_decay"), (-0.5, "nan", "at least 0")),
+    **dict.fromkeys(("eps", "clip_grad"), (0.0, "inf", "above 0")),
+    "label_smoothing": (-0.1, 2.0, "at least 0 and below 1"),
+    **dict.fromkeys(("ema", "hold_out"), (0.0, 2.0, "above 0 and below 1")),
+    "seed": (-1, 2**63, "at least 0 and at most 9.22337e+18"),
+    "warmup_epochs": (-1, None, "at least 0"),
+    "augmentation.scale": (0.0, 2.0, "above 0 and at most 1"),
+    **dict.fromkeys(
+        ("augmentation.flip", "augmentation.reprob", "augmentation.jitter"), (-0.5, 3.0, "at least 0 and at most 1")
+    ),
+    **dict.fromkeys(("augmentation.mixup", "augmentation.cutmix"), (-1.0, "nan", "at least 0")),
+    "augmentation.ra_n": (-1, 101, "at least 0 and at most 100"),
+    "augmentation.ra_m": (-1, 31, "at least 0 and at most 30"),
+}
+OUT_OF_RANGE = [
+    (["--" + name.replace("_", "-"), value], f"{name} is {value}; it must be {right}")
+    for name, (*values, right) in RANGES.items()
+    for value in values
+    if value is not None
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--epochs", 0], "epochs is 0"),
         (["--device", "tpux"], "'tpux'"),
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--recipe", "cifar11"], "cifar10_progressive"),
         (["--batch-size", 512, "--drop-last"], "do not fill one batch of 512"),
         (["--augmentation.aa", "rand-m9"], "CIFAR takes --augmentation.ra-n"),
+        (["--augmentation.aa", "nonsense"], "augmentation.aa is 'nonsense'; it must be one of timm's policies"),
+        (["--augmentation.ratio", 2, 1], "augmentation.ratio is (2.0, 1.0); the smaller must come first"),
         (["--recipe", "imagenet_768_32"], "choose a cifar recipe"),
         (["--recipe", "finetune", "--weights", "nothing.safetensors"], "nothing.safetensors"),
+        (["--opt", "adamm"], "opt is 'adamm'; it must be one of timm's optimizers"),
+        (["--warmup-epochs", 2], "onecycle has its own warm-up"),
+        (["--sched", "cosine", "--epochs", 3, "--warmup-epochs", 3], "warmup_epochs is 3; it must be below epochs, 3"),
+        (["--model.in-chans", 1], "model.in_chans is 1; it must be 3"),
+        (["--image-sizes", -1, 16], "image_sizes is ((-1, 16),)"),
+        (["--model.patch-size", 32, "--batch-size", 179], "a part of one picture"),
+        *OUT_OF_RANGE,
     ],
 )
 def test_wrong_settings_are_one_line(quick, tmp_path, arguments, part):
@@ -178,6 +218,34 @@ def test_wrong_settings_are_one_line(quick, tmp_path, arguments, part):
     assert err.count("\n") == 1
     assert part in err
     assert not (tmp_path / "run").exists()  # nothing is left behind
+
+
+def test_every_number_of_the_command_line_has_a_range():
+    """So that what is not a sensible number is refused, and not accepted without a word."""
+    settings = [(Run, ""), (Recipe, ""), (Augmentation, "augmentation.")]
+    numbers = {p + f.name for kind, p in settings for f in dataclasses.fields(kind) if f.type in (int, float)}
+    numbers |= {
+        p + f.name for kind, p in settings for f in dataclasses.fields(kind) if f.type in (int | None, float | None)
+    }
+    assert numbers == set(RANGES)
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # as on a cluster's node: nobody answers
+    code, _, err = quick("--recipe", "finetune", "--weights", "convmixer_768_32")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "could not download convmixer_768_32" in err and "by hand" in err
+
+
+def test_help_says_of_each_option_what_it_is_and_can_be_cut_off():
+    command = [sys.executable, "train/run.py", "--help"]
+    done = subprocess.run(["sh", "-c", f"{shlex.join(command)} | head -1"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "of the weights, the order of the pictures" in " ".join(re.findall(r"[^│\s]+", text.split("--seed")[1])[:12])
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 
 from convmixer import Classifier, load_image
 from convmixer.labels import read_labels
-from train.data.batches import Prepared, batches_of, memory_batches, normalise, read_with_workers, readable
+from train.data.batches import Prepared, memory_batches, normalise, readable
 from train.data.cifar import LabelledImages, find_layout, load_cifar, split_cifar
+from train.data.loader import batches_of, read_with_workers
 from train.data.samples import as_timm
 from train.data.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 from train.distributed import World

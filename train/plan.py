@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from train.errors import TrainingError
+from train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,18 @@ class Plan:
             f"{self.images:,} training pictures, {self.steps:,} steps an epoch of {self.size(0)} ="
             f" {self.processes} process{'es' * (self.processes > 1)} x {len(parts)} part{'s' * (len(parts) > 1)}"
             f" of {largest}"
+        )
+
+
+def check_batch_norm(plan: Plan, recipe: Recipe) -> None:
+    """Raises TrainingError where batch norm would get one value a channel: a lone picture of one position."""
+    sides = [recipe.preprocessing.size, *(side for _, side in recipe.image_sizes)]
+    steps, ranks = {0, plan.steps - 1}, range(plan.processes)
+    parts = [part for step in steps for rank in ranks for part in plan.parts(step, rank)]
+    if min(sides) // recipe.model.patch_size == 1 and min(part.stop - part.start for part in parts) == 1:
+        raise TrainingError(
+            f"a part of one picture, whose map has one position, is too little for batch norm: of {plan.images:,}"
+            f" pictures in batches of {plan.batch_size} one is left; add --drop-last, or change --batch-size"
         )
 
 

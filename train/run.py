@@ -21,14 +21,17 @@ if not __package__:  # run as a script
 import argparse
 import dataclasses
 import os
+import signal
 from typing import Annotated
 
 import tyro
 
+from convmixer.download import DownloadError
 from train.data.cifar import find_layout
 from train.distributed import join
 from train.errors import TrainingError
 from train.freeze import frozen
+from train.ranges import COUNT, NOT_NEGATIVE, Range, check_ranges, ranged
 from train.recipe import Recipe
 from train.recipes import RECIPES
 from train.report.paths import public_command
@@ -49,20 +52,21 @@ class Run:
     train_split: str = "train"  # of data that comes in splits
     val_split: str = "validation"  # the same, to measure on
     class_names: Path | None = None  # text file, a class a line in the order of the labels; for data without names
-    samples: int | None = None  # training pictures of WebDataset shards without an _info.json
+    samples: int | None = ranged(COUNT, None)  # training pictures of WebDataset shards without an _info.json
     download: bool = False  # fetch CIFAR-10 with torchvision where the folder does not hold it
     device: str | None = None  # cpu, cuda, cuda:1, ...; the GPU where there is one
-    workers: int = max(1, min(8, (os.cpu_count() or 1) - 1))  # processes that read pictures from disk, for each GPU
-    threads: int | None = None  # of the CPU's arithmetic; PyTorch's default otherwise
+    workers: int = ranged(
+        Range(0, 1024), max(1, min(8, (os.cpu_count() or 1) - 1))
+    )  # that read pictures from disk, a GPU
+    threads: int | None = ranged(Range(1, 4096), None)  # of the CPU's arithmetic; PyTorch's default otherwise
     compile: Compile = "auto"  # torch.compile the network; auto: on GPUs where that is faster, see docs/gpu.md
-    ahead: int | None = None  # CIFAR's parts that are augmented together, whatever it is with the same result
-    save_every: float = 10.0  # minutes between checkpoints within an epoch
+    ahead: int | None = ranged(COUNT, None)  # CIFAR's parts that are augmented together; the result is the same
+    save_every: float = ranged(NOT_NEGATIVE, 10.0)  # minutes between checkpoints within an epoch
     tensorboard: bool = False  # also write TensorBoard's event files into the run folder
     command: Annotated[str, tyro.conf.Suppress] = ""  # as it was typed, without folders; for the model card
 
     def __post_init__(self):
-        if self.ahead is not None and self.ahead < 1:
-            raise ValueError(f"ahead is {self.ahead}; it must be at least 1")
+        check_ranges(self)
 
 
 def parse(argv: list[str]) -> Run:
@@ -70,6 +74,8 @@ def parse(argv: list[str]) -> Run:
 
     Raises TrainingError for an unknown recipe, ModelError and CheckpointError for weights that cannot be read.
     """
+    if {"-h", "--help"} & set(argv):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` is no failure
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="cifar10")
     chosen, rest = first.parse_known_args(argv)
@@ -102,7 +108,7 @@ def main() -> int:
             run = dataclasses.replace(run, resume=True)
         with join(run.device) as world:
             return train(run, world)
-    except (TrainingError, ValueError) as error:
+    except (TrainingError, DownloadError, ValueError) as error:
         return fail(error, 2)
     except OSError as error:  # a full disk, a folder that may not be written
         return fail(f"{error}; the last checkpoint is whole, --resume goes on from it", 1)

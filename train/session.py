@@ -20,6 +20,7 @@ from train.distributed import World
 from train.errors import TrainingError
 from train.freeze import Untouched, check_frozen, freeze
 from train.loop import TOP5_ABOVE, Finish, choose_amp, evaluate, train_epoch
+from train.plan import check_batch_norm
 from train.recipe import Recipe
 from train.report.card import model_card
 from train.report.console import Console, TensorBoard, write_metrics
@@ -95,6 +96,7 @@ def train(run, world: World) -> int:
     if not run.resume and any((out / name).exists() for name in (LAST, "next.pt", "previous.pt")):
         raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or --out for another one")
     data = open_data(run, recipe, world)
+    check_batch_norm(data.training.plan, recipe)
     if recipe.freeze:
         check_frozen(recipe, data, world)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(data.labels)))

@@ -12,22 +12,20 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
 
 from convmixer.images import load_image
 from convmixer.labels import imagenet_labels, read_labels
 from convmixer.preprocessing import Preprocessing, resize_and_crop
 from train.data.augment import Chances, augment, draw, together
 from train.data.cifar import LabelledImages, find_layout, load_cifar, split_cifar
-from train.data.samples import MapSamples, Source, StreamSamples, data_error_line
+from train.data.loader import batches_of, read_with_workers
+from train.data.samples import MapSamples, Source, StreamSamples
 from train.data.sources import open_pair
 from train.distributed import World
-from train.errors import DataError, TrainingError
+from train.errors import TrainingError
 from train.plan import Plan, epoch_order
 from train.recipe import Recipe
-from train.watch import leave_signals_to_the_parent
 
-MORE_SHARED_MEMORY = "in Docker --shm-size 8g gives more shared memory, and --workers 0 does without"
 TOGETHER = 11_264  # pictures that a GPU augments at once: 22 batches of CIFAR's recipes, 35 MB as they are stored
 
 
@@ -202,49 +200,6 @@ def training_transform(recipe: Recipe) -> Callable[[Image.Image], np.ndarray]:
         mean=recipe.preprocessing.mean,
         std=recipe.preprocessing.std,
     )
-
-
-def collate(samples: list) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Samples to pictures (n, ...), int64 labels (n,), and the messages about broken pictures, which are left out."""
-    broken = tuple(message for _, _, messages in samples for message in messages)
-    whole = [(torch.as_tensor(image), label) for image, label, _ in samples if image is not None]
-    images = torch.stack([image for image, _ in whole]) if whole else torch.empty(0)
-    labels = torch.tensor([label for _, label in whole], dtype=torch.int64)
-    if (
-        get_worker_info()
-    ):  # here and not in the queue's own thread, where an error would be lost and the run wait for it
-        try:
-            images.share_memory_(), labels.share_memory_()
-        except RuntimeError as error:
-            size = f"a batch of {images.nbytes / 1e6:.1f} MB"
-            raise DataError(f"shared memory (/dev/shm) has no room for {size}; {MORE_SHARED_MEMORY}") from error
-    return images, labels, broken
-
-
-def read_with_workers(dataset, workers: int, **options) -> DataLoader:
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=leave_signals_to_the_parent,
-        pin_memory=torch.cuda.is_available(),
-        # Samples seed the global generator; the loader's own draw must not depend on when that happened.
-        generator=torch.Generator().manual_seed(0),
-        **options,
-    )
-
-
-def batches_of(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor, tuple[str, ...]]]:
-    """The loader's batches. Raises DataError as one line also where a worker process raised it, or died."""
-    try:
-        yield from loader
-    except DataError as error:
-        raise DataError(data_error_line(error)) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        reason = str(error).splitlines()[0].rstrip(". ")
-        raise DataError(f"{reason}: is there too little memory? Give fewer --workers; {MORE_SHARED_MEMORY}") from error
 
 
 class SourceBatches:
