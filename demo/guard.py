@@ -53,8 +53,10 @@ class Upload:
     path: Path  # in the upload folder, where gradio may have changed the file's name
 
 
-def guard(blocks: gr.Blocks) -> None:
+def guard(blocks: gr.Blocks, own_routes: dict | None = None) -> None:
     """Let no request to ``blocks`` name anything but an upload; to be called once, when all events are there.
+
+    own_routes: ASGI apps by their paths, which are served, too.
 
     The components in FILE_INPUTS then give the event's function an Upload, a list of them where they take several, or
     None where they are empty. In other inputs and in an event's data, too, a dict with a "path" counts as a file. What
@@ -86,6 +88,7 @@ def guard(blocks: gr.Blocks) -> None:
         return await process_api(*arguments, event_data=event_data, **options)
 
     blocks.preprocess_data, blocks.process_api = guarded_preprocess_data, guarded_process_api
+    blocks.own_routes = own_routes or {}
 
 
 def launch_options(mcp: bool = False) -> dict:
@@ -190,6 +193,8 @@ def _with_open_routes(app):
     """ASGI middleware that knows no routes but OPEN_ROUTES, and no files but those that gradio made."""
 
     async def answer(scope, receive, send) -> None:
+        if scope["type"] == "http" and (own := getattr(scope["app"].get_blocks(), "own_routes", {}).get(scope["path"])):
+            return await own(scope, receive, send)
         route = OPEN_ROUTES.fullmatch(scope.get("path", ""))
         is_open = (route and (route["file"] is None or _upload_path(route["file"]))) or scope["type"] == "lifespan"
         if route and route["mcp"]:  # Gradio calls itself to answer: where it knows, or where the request's headers say

@@ -15,10 +15,12 @@ CONTROLS = """<div class="controls">
 <div class="kinds" role="radiogroup" aria-label="What the heat map shows">
 <label><input type="radio" name="kind" value="for" checked><span>Evidence for</span></label>
 <label><input type="radio" name="kind" value="signed"><span>For and against</span></label></div>
+<button type="button" id="paint" aria-pressed="false">Cover a part</button>
+<p class="hint">Paint over the picture with the mouse or a finger: what you cover counts no more.</p>
 <p class="legend"><span data-kind="for">none</span><span data-kind="signed">against</span>
 <canvas aria-hidden="true"></canvas><span>strongest<span data-kind="signed"> for</span></span></p></div>"""
 CAMERA = """<button type="button" aria-pressed="false">Use the camera</button>
-<span>or drop or paste a picture anywhere</span>"""
+<span>or drop or paste a picture anywhere</span><p class="trouble" role="alert"></p>"""
 OWN = "A model.safetensors or .pth.tar of up to 20 MB. For a larger one start this demo with --model FILE."
 # A press on a button with data-name becomes the event "choose" of its component, with that name.
 CHOOSE = """element.addEventListener('click', event => {
@@ -54,7 +56,6 @@ def lay_out(page: gr.Blocks, answers: Answers, opening: Picture, slow: dict, net
                 with gr.Column(elem_id="source", min_width=0):
                     ui.source = gr.UploadButton("Choose a picture", variant="primary")
                 html(CAMERA, "camera-button")
-            ui.camera = gr.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="camera")
             ui.examples = html(render.examples(answers.examples), "examples", js_on_load=CHOOSE)
         with gr.Column(elem_id="right"):
             ui.problem = html("", "problem")

@@ -3,10 +3,6 @@
     const root = document.documentElement;
 
     // Heat maps are painted as stages come, and a comparison shows the main stage's picture.
-    const setCamera = (on) => {
-        root.classList.toggle("with-camera", on);
-        document.querySelector("#camera-button button")?.setAttribute("aria-pressed", on);
-    };
     let pressedBlock; // which keeps the focus when its view has been answered anew
     const stages = () => document.querySelectorAll(".stage");
     const paint = () => {
@@ -15,7 +11,6 @@
             stage.dataset.painted = true;
             heat.show(stage);
         }
-        if (fresh.some((stage) => stage.dataset.view === "main")) setCamera(false);
         const picture = fresh.length && document.querySelector("#stage .picture")?.src;
         if (picture) for (const other of document.querySelectorAll("#compare .picture")) other.src = picture;
         if (pressedBlock && document.activeElement === document.body) pressedBlock = document.querySelector(pressedBlock)?.focus();
@@ -59,7 +54,6 @@
     document.addEventListener("click", (event) => {
         const block = event.target.closest(".blocks button");
         if (block) pressedBlock = `.blocks [data-name="${block.dataset.name}"]`;
-        if (event.target.closest("#camera-button button")) setCamera(!root.classList.contains("with-camera"));
     });
 
     // A contact sheet fills the window, until the next press or Escape.
@@ -106,6 +100,7 @@
         input.dispatchEvent(new Event("change", { bubbles: true }));
         return true;
     };
+    live.connect(give);
     document.addEventListener("paste", (event) => {
         if (give(event.clipboardData?.files)) event.preventDefault();
     });

@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from demo import inside, picking, render
+from demo import inside, live, picking, render
 from demo.answers import Answers, Picture, Problem
 from demo.guard import guard
 from demo.layout import COMPARE, INSIDE, lay_out
@@ -30,7 +30,7 @@ THEME = gr.themes.Default(
 LOOKS = {  # for Blocks.launch
     "theme": THEME,
     # Not as "css", which Gradio rewrites: it would put a selector of its own before each of these.
-    "head": f"<style>{read('page.css')}</style><script>{read('heat.js')}</script>",
+    "head": f"<style>{read('page.css')}</style><script>{read('heat.js')}{read('live.js')}</script>",
     "js": read("page.js"),
     "footer_links": [],  # the tab API has examples that run here
 }
@@ -47,7 +47,7 @@ def build(models: Models, examples: dict[str, Image.Image]) -> gr.Blocks:
     with gr.Blocks(title="ConvMixer", analytics_enabled=False) as page:
         ui = lay_out(page, answers, opening, SLOW, NETWORK)
         connect(page, ui, answers)
-    guard(page)
+    guard(page, {"/live": live.route(answers)})
     return page
 
 
@@ -85,10 +85,6 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
             return {ui.problem: gr.skip()}
         return update(Picture(upload.name, upload.path), *others)
 
-    def update_photo(upload, *others) -> dict:
-        """And the camera is free for the next one."""
-        return update_upload(upload, *others) | ({ui.camera: None} if upload else {})
-
     def update_example(event: gr.EventData, *others) -> dict:
         return update(Picture(event.name), *others)
 
@@ -107,12 +103,10 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
 
     quick = NETWORK | PRIVATE
     quick |= {"show_progress": "minimal", "show_progress_on": [ui.bars, ui.side_a, ui.side_b, ui.looked]}
-    # Each time, and not only while nothing else is under way, as Gradio has it: an impatient visitor's last choice
-    # counts; and the camera first reports that its field is empty, and then, meanwhile, a picture.
+    # Each time, and not only while nothing else is under way: an impatient visitor's last choice counts.
     quick |= {"trigger_mode": "multiple"}
     for field in (ui.source, ui.photo):
         field.upload(update_upload, [field, *chosen], in_view, **quick)
-    ui.camera.input(update_photo, [ui.camera, *chosen], [*in_view, ui.camera], **quick)
     ui.examples.choose(update_example, chosen, in_view, **quick)
     for control in pickers:
         control.input(update_model, [ui.shown_models, ui.picture, *chosen], in_view, **quick)

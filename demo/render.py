@@ -72,9 +72,13 @@ def seen(picture: Image.Image, text: str) -> str:
 
 def problem(message: str) -> str:
     """One friendly sentence in the place of an answer."""
+    return f'<section class="problem" role="alert"><p>{escape(sentence(message))}</p></section>'
+
+
+def sentence(message: str) -> str:
+    """A problem with a capital and a full stop; a file's name at its beginning stays as it is."""
     first, end = message.split()[0], "" if message.endswith(".") else "."
-    text = message[:1].upper() + message[1:] if first.isalpha() else message  # a file's name stays as it is
-    return f'<section class="problem" role="alert"><p>{escape(text)}{end}</p></section>'
+    return (message[:1].upper() + message[1:] if first.isalpha() else message) + end
 
 
 def examples(pictures: dict[str, Image.Image]) -> str:

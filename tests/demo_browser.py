@@ -68,6 +68,7 @@ class App:
     url: str
     models: object
     examples: dict[str, Image.Image]
+    uploads: Path
 
     def answer(self, picture: bytes | Image.Image, model: str = SHIPPED) -> tuple[list, list]:
         """What the classifier says to this picture by itself: predictions and heat maps."""
@@ -92,7 +93,7 @@ def app(tmp_path_factory) -> Iterator[App]:
         blocks = build(models, pictures)
         blocks.queue(max_size=100)
         _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **launch_options() | LOOKS)
-        yield App(url, models, pictures)
+        yield App(url, models, pictures, folder / "uploads")
         blocks.close(verbose=False)
 
 

@@ -134,21 +134,6 @@ def test_a_picture_is_pasted_or_dropped_anywhere(visitor):
     assert visitor.page.url == visitor.app.url
 
 
-def test_the_camera_gives_a_picture_and_then_an_upload_another(visitors):
-    visitor = visitors(permissions=["camera"])
-    visitor.page.get_by_role("button", name="Use the camera").click()
-    visitor.page.get_by_role("button", name="Click to Access Webcam").click()
-    visitor.page.wait_for_function("document.querySelector('#camera video')?.videoWidth > 0")
-    visitor.page.get_by_role("button", name="capture photo").click()
-    expect(visitor.find("#stage .picture")).not_to_have_attribute("alt", "bird")
-    name = visitor.find("#stage .picture").get_attribute("alt")
-    visitor.sees_heat_map_of(visitor.find("#answer .bar .label").first.inner_text())
-    shot = decoded(visitor.find("#stage .picture").get_attribute("src"))
-    assert min(shot.size) > 100 and np.asarray(shot).std() > 10, (name, shot.size)
-    visitor.paste("after.png", png(8))
-    visitor.sees_answer("after.png", png(8))
-
-
 # Its heat maps.
 
 
