@@ -75,7 +75,9 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
         )
     kind = StreamBatches if training.streaming else SourceBatches
     name = re.sub(r"[^a-z0-9]+", "_", Path(run.data).resolve().name.lower().removesuffix(".tar")).strip("_")
-    sources = (training,) if training.reader is held_out.reader else (training, held_out)
+    notes = training.notes  # of the whole folder, where a part of it is held out
+    if training.reader is not held_out.reader:
+        notes = tuple(f"{source.name}: {note}" for source in (training, held_out) for note in source.notes)
     return Data(
         training=kind(training, recipe, world, run.workers),
         training_name=training.name,
@@ -86,7 +88,7 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
         training_counts=training.counts(),
         held_out_counts=held_out.counts(),
         held_out_images=len(held_out),
-        notes=tuple(f"{source.name}: {note}" for source in sources for note in source.notes),
+        notes=notes,
         plain=None if training.streaming else HeldOut(training, recipe.preprocessing, world, run.workers),
     )
 
