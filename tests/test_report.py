@@ -16,7 +16,8 @@ import time
 import pytest
 
 from train.errors import TrainingError
-from train.report.console import COLUMNS, Console, TensorBoard, best_row, duration, write_metrics
+from train.report.console import COLUMNS, Console, best_row, duration, write_metrics
+from train.report.trackers import TensorBoard, open_tracker
 
 ROW = {
     "epoch": 1,
@@ -261,6 +262,47 @@ def test_tensorboard_shows_each_epoch_once_also_after_a_resumed_run(tmp_path):
     assert scalars["held_out/top1"] == [(1, 58.25), (2, 58.25), (4, 58.25)]
     measured = {"train/loss", "train/top1", "held_out/loss", "held_out/top1", "held_out/top5"}
     assert set(scalars) == measured | {"lr", "images_per_s", "seconds", "skipped"}
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_a_tracker_takes_the_rows_also_of_a_resumed_run(tmp_path, monkeypatch, package):
+    """The real package, without a network."""
+    pytest.importorskip(package)
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "HOME": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    for epochs in ((1, 2), (3,)):
+        tracker = open_tracker(package, tmp_path / "run", {"epochs": 3})
+        for epoch in epochs:
+            tracker.row(ROW | UNKNOWN | {"epoch": epoch})
+        tracker.close()
+    kept = [*tmp_path.rglob("*.wandb"), *tmp_path.rglob("*.db")]
+    assert kept and all(path.stat().st_size for path in kept)
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_a_tracker_says_what_to_install_where_it_is_missing(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(TrainingError, match=f"pip install {package}"):
+        open_tracker(package, tmp_path, {})
+
+
+def test_off_a_terminal_an_epoch_has_a_line_every_minute(monkeypatch):
+    monkeypatch.setattr("train.report.console.LINE_SECONDS", 0.05)
+    stream = io.StringIO()
+    console = Console(3, stream, io.StringIO())
+    console.step(1, 1, 60, 1.5, 10.0)
+    assert stream.getvalue() == ""
+    time.sleep(0.06)
+    console.step(1, 20, 60, 1.5, 10.0)
+    console.step(1, 60, 60, 1.5, 10.0)  # the row comes now
+    first, *rest = stream.getvalue().splitlines()
+    assert first.split()[:3] == ["1/3", "20/60", "loss"]
+    assert first.endswith("left") and "10 images/s" in first
+    assert len(rest) <= 1  # a busy machine may need that long for a step
 
 
 def test_tensorboard_says_what_to_install_where_it_is_missing(tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ from train.ranges import COUNT, NOT_NEGATIVE, Range, check_ranges, ranged
 from train.recipe import Recipe
 from train.recipes import RECIPES
 from train.report.paths import public_command
+from train.report.trackers import Log
 from train.session import train
 from train.speed.layout import Compile
 from train.start import start_from
@@ -62,7 +63,7 @@ class Run:
     compile: Compile = "auto"  # torch.compile the network; auto: on GPUs where that is faster, see docs/gpu.md
     ahead: int | None = ranged(COUNT, None)  # CIFAR's parts that are augmented together; the result is the same
     save_every: float = ranged(NOT_NEGATIVE, 10.0)  # minutes between checkpoints within an epoch
-    tensorboard: bool = False  # also write TensorBoard's event files into the run folder
+    log: Log = "none"  # where the rows also go, each through its own package; wandb sends them over the network
     command: Annotated[str, tyro.conf.Suppress] = ""  # as it was typed, without folders; for the model card
 
     def __post_init__(self):

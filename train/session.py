@@ -23,10 +23,11 @@ from train.loop import TOP5_ABOVE, Finish, choose_amp, evaluate, train_epoch
 from train.plan import check_batch_norm
 from train.recipe import Recipe
 from train.report.card import model_card
-from train.report.console import Console, TensorBoard, write_metrics
+from train.report.console import Console, write_metrics
 from train.report.paths import public_name
 from train.report.pictures import draw_confusion, draw_curves
 from train.report.summary import summary
+from train.report.trackers import open_tracker
 from train.schedule import rate_at_step
 from train.speed.layout import FORMATS, agree_on_layout, wrap
 from train.start import load_start
@@ -136,7 +137,7 @@ class Session:
         self.forward = self.state.network if recipe.freeze else wrap(self.state, recipe, world, layout)
         self.finish = kind(recipe, FORMATS[layout.memory_format], world.device)
         self.bar_from = (0, 0.0)  # (step, time) from which the bar measures its speed; in each epoch anew
-        self.board = TensorBoard(out / "tensorboard") if run.tensorboard and world.main else None
+        self.board = open_tracker(run.log, out, self.resolved) if world.main else None
         for note in notes:
             self.note(f"{note}; going on from the one before it")
         if content is not None and world.main:  # the others have read it: DistributedDataParallel met them

@@ -12,11 +12,9 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import SupportsFloat, TextIO
 
 from convmixer.weights import write_atomically
-from train.errors import TrainingError
 
 COLUMNS = (
     "epoch",
@@ -102,6 +100,7 @@ CELLS = (
 )
 GAP = "  "
 BAR_SECONDS = 0.1  # between two drawings of the bar: smooth for the eye, nothing for the processor
+LINE_SECONDS = 60  # between two lines of a step where there is no terminal
 BAR_LENGTH = 30  # characters at most
 COLUMNS_UNKNOWN = 80  # width taken for a terminal that does not tell its own
 
@@ -144,14 +143,17 @@ class Console:
     def step(self, epoch: int, step: int, steps: int, loss: SupportsFloat, images_per_s: float) -> None:
         """Moves the bar to ``step`` of ``steps`` (1 to steps) of ``epoch`` (from 1); not each call draws it.
 
+        Where there is no terminal, a line is printed each minute that the epoch takes.
+
         loss: a number, or a tensor that holds one; it is read only when drawn, because reading waits for the GPU.
         """
-        if not self.terminal:
-            return
         now = time.monotonic()
         if epoch != self.epoch:
             self.epoch, self.first_step, self.started = epoch, step, now
-        if now - self.drawn_at < BAR_SECONDS and step < steps:
+            self.drawn_at = -math.inf if self.terminal else now
+        if now - self.drawn_at < (BAR_SECONDS if self.terminal else LINE_SECONDS) and (
+            step < steps or not self.terminal
+        ):
             return
         self.drawn_at = now
         done = step - self.first_step
@@ -165,6 +167,9 @@ class Console:
                 f"{duration(seconds_left):>{TIME_WIDTH}} left",
             ]
         )
+        if not self.terminal:
+            self._print(GAP.join([left, right]))
+            return
         columns = self._columns() - 1  # a character in the last column makes some terminals wrap
         length = max(0, min(BAR_LENGTH, columns - len(left) - len(right) - 2 * len(GAP)))
         full, empty = self._characters()
@@ -206,33 +211,3 @@ class Console:
         except UnicodeEncodeError:
             return "#", "."
         return "━", "─"
-
-
-class TensorBoard:
-    """TensorBoard's event files in ``folder``: one scalar a measured value, with the epoch as its step.
-
-    Raises TrainingError where the package tensorboard is not installed.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise TrainingError("TensorBoard's files need a package of their own: pip install tensorboard") from error
-        self._open, self._folder, self._writer = SummaryWriter, Path(folder), None
-
-    def row(self, row: dict) -> None:
-        """Writes a row under train/loss, train/top1, held_out/loss, ..., lr, images_per_s, seconds and skipped."""
-        if self._writer is None:
-            # A run that was killed after its last checkpoint does some epochs again: what the earlier event files say
-            # about them is void from here on.
-            self._writer = self._open(str(self._folder), purge_step=row["epoch"])
-        for name in COLUMNS[1:]:
-            if is_known(row.get(name)):
-                tag = name.replace("train_", "train/").replace("held_out_", "held_out/")
-                self._writer.add_scalar(tag, row[name], row["epoch"])
-        self._writer.flush()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
