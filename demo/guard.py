@@ -56,7 +56,7 @@ class Upload:
 def guard(blocks: gr.Blocks, own_routes: dict | None = None) -> None:
     """Let no request to ``blocks`` name anything but an upload; to be called once, when all events are there.
 
-    own_routes: ASGI apps by their paths, which are served, too.
+    own_routes: by path a function that takes Gradio's ASGI app and gives another, which answers there.
 
     The components in FILE_INPUTS then give the event's function an Upload, a list of them where they take several, or
     None where they are empty. In other inputs and in an event's data, too, a dict with a "path" counts as a file. What
@@ -194,7 +194,7 @@ def _with_open_routes(app):
 
     async def answer(scope, receive, send) -> None:
         if scope["type"] == "http" and (own := getattr(scope["app"].get_blocks(), "own_routes", {}).get(scope["path"])):
-            return await own(scope, receive, send)
+            return await own(app)(scope, receive, send)
         route = OPEN_ROUTES.fullmatch(scope.get("path", ""))
         is_open = (route and (route["file"] is None or _upload_path(route["file"]))) or scope["type"] == "lifespan"
         if route and route["mcp"]:  # Gradio calls itself to answer: where it knows, or where the request's headers say

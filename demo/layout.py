@@ -21,12 +21,14 @@ CONTROLS = """<div class="controls">
 <canvas aria-hidden="true"></canvas><span>strongest<span data-kind="signed"> for</span></span></p></div>"""
 CAMERA = """<button type="button" aria-pressed="false">Use the camera</button>
 <span>or drop or paste a picture anywhere</span><p class="trouble" role="alert"></p>"""
+SAVE = """<button type="button" id="save">Save this answer</button>"""
 OWN = "A model.safetensors or .pth.tar of up to 20 MB. For a larger one start this demo with --model FILE."
 # A press on a button with data-name becomes the event "choose" of its component, with that name.
 CHOOSE = """element.addEventListener('click', event => {
     const button = event.target.closest('button[data-name]');
     if (button) trigger('choose', {name: button.dataset.name});
 });"""
+RESTORE = "window.restoreView = (view) => trigger('choose', view);"  # for link.js
 COMPARE, INSIDE = "Compare", "Look inside"
 
 
@@ -59,10 +61,12 @@ def lay_out(page: gr.Blocks, answers: Answers, opening: Picture, slow: dict, net
             ui.examples = html(render.examples(answers.examples), "examples", js_on_load=CHOOSE)
         with gr.Column(elem_id="right"):
             ui.problem = html("", "problem")
+            ui.link = html("<i hidden></i>", "link", js_on_load=RESTORE)
             with gr.Tabs(elem_id="tabs"):
                 with gr.Tab("Answer", elem_id="tab-answer") as ui.answer_tab:
                     ui.bars = html(bars, "answer")
                     ui.offer = html(answers.offer(models.default), "offer", js_on_load=CHOOSE)
+                    html(SAVE, "saving")
                     answer_details(ui, models, answer)
                 with gr.Tab(COMPARE, elem_id="tab-compare") as ui.compare_tab:
                     comparison(ui, models)

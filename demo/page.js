@@ -101,6 +101,7 @@
         return true;
     };
     live.connect(give);
+    link.connect();
     document.addEventListener("paste", (event) => {
         if (give(event.clipboardData?.files)) event.preventDefault();
     });

@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from demo import inside, live, picking, render
+from demo import inside, link, live, picking, render
 from demo.answers import Answers, Picture, Problem
 from demo.guard import guard
 from demo.layout import COMPARE, INSIDE, lay_out
@@ -27,11 +27,13 @@ THEME = gr.themes.Default(
     font=(gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"),
     font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "monospace"),
 )
+SCRIPTS = "".join(read(f"{name}.js") for name in ("heat", "live", "link", "card"))
 LOOKS = {  # for Blocks.launch
     "theme": THEME,
     # Not as "css", which Gradio rewrites: it would put a selector of its own before each of these.
-    "head": f"<style>{read('page.css')}</style><script>{read('heat.js')}{read('live.js')}</script>",
+    "head": f"<style>{read('page.css')}</style><script>{SCRIPTS}</script>",
     "js": read("page.js"),
+    "favicon_path": str(Path(__file__).with_name("icon.svg")),
     "footer_links": [],  # the tab API has examples that run here
 }
 PRIVATE = {"api_visibility": "private"}
@@ -44,10 +46,11 @@ def build(models: Models, examples: dict[str, Image.Image]) -> gr.Blocks:
     """The app, to be launched with LOOKS. examples: pictures by name, the first of which it opens with."""
     answers, opening = Answers(models, examples), Picture(next(iter(examples)))
     answers.view("main", opening, models.default)  # the first run of a network is slow, and the page shows its time
-    with gr.Blocks(title="ConvMixer", analytics_enabled=False) as page:
+    with gr.Blocks(title=link.TITLE, analytics_enabled=False) as page:
         ui = lay_out(page, answers, opening, SLOW, NETWORK)
         connect(page, ui, answers)
-    guard(page, {"/live": live.route(answers)})
+    answer_live = live.route(answers)
+    guard(page, {"/live": lambda app: answer_live, "/preview.jpg": link.preview, "/": link.page})
     return page
 
 
@@ -88,6 +91,11 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     def update_example(event: gr.EventData, *others) -> dict:
         return update(Picture(event.name), *others)
 
+    def update_link(event: gr.EventData, own, tab, model, *others) -> dict:
+        """What an address says: an example, and a model."""
+        model = event.model if event.model in answers.models.names() else model
+        return update(Picture(str(event.name)), own, tab, model, *others) | {ui.model: model}
+
     def update_block(event: gr.EventData, picture, *others) -> dict:
         return update(picture, *others[:-1], int(event.name))
 
@@ -108,6 +116,7 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
     for field in (ui.source, ui.photo):
         field.upload(update_upload, [field, *chosen], in_view, **quick)
     ui.examples.choose(update_example, chosen, in_view, **quick)
+    ui.link.choose(update_link, chosen, [*in_view, ui.model], **quick)
     for control in pickers:
         control.input(update_model, [ui.shown_models, ui.picture, *chosen], in_view, **quick)
     ui.look.input(update, [ui.picture, *chosen], in_view, **quick)

@@ -45,7 +45,7 @@ def write(folder: Path) -> None:
 def files() -> dict[str, Path]:
     """The files of a Space by their names in it, but for its requirements.txt."""
     package = [path for path in (ROOT / "convmixer").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    page = [path for path in (ROOT / "demo").glob("*.*") if path.suffix in {".py", ".css", ".js"}]
+    page = [path for path in (ROOT / "demo").glob("*.*") if path.suffix in {".py", ".css", ".js", ".svg", ".jpg"}]
     named = {str(path.relative_to(ROOT)): path for path in [*package, *page, ROOT / "LICENSE"]}
     del named["demo/space.py"]
     return named | {"README.md": ROOT / "demo" / "space" / "README.md"}
