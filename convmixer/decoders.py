@@ -44,6 +44,7 @@ _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 _ANY_BRANDS = {b"mif1", b"msf1", b"mif2"}  # pictures, in whatever coding
 _TGA_END = b"TRUEVISION-XFILE.\0"
 _MOST_JPEGS_IN_TIFF = 2**16
+_FAXES = (2, 3, 4, 32771)  # TIFF's numbers for CCITT's codes
 
 _THREAD = threading.local()
 
@@ -151,12 +152,15 @@ def silence_libtiff() -> None:
             library.TIFFSetWarningHandler(None)
 
 
-def check_jpegs_in_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:
-    """Refuse a TIFF with a strip or tile that is a JPEG smaller than its place.
+def check_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:
+    """Refuse a TIFF of which Pillow 12.3 with libtiff 4.7.1 gives what the memory held before: others' pictures.
 
-    Pillow 12.3 with libtiff 4.7.1 then gives whatever the memory held before: perhaps somebody else's picture.
+    That is one with a strip or tile that is a JPEG smaller than its place, and a fax that ends too early, which cannot
+    be told from others: no fax is read.
     """
     tags = image.tag_v2
+    if tags.get(ExifTags.Base.Compression) in _FAXES:
+        raise ImageError(f"{name} is a TIFF compressed as a fax; save it again with another compression")
     if tags.get(ExifTags.Base.Compression) not in (6, 7) or image.fp is None:
         return
     width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]

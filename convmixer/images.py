@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .colours import to_rgb
-from .decoders import ImageError, check_jpegs_in_tiff, identify, quiet
+from .decoders import ImageError, check_tiff, identify, quiet
 from .jpegs import Jpeg, reduce
 
 MAX_PIXELS = 64_000_000  # 256 MB once decoded: Pillow keeps an RGB pixel in four bytes
@@ -126,7 +126,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 def _decode(image: Image.Image, name: str, allow_truncated: bool) -> Image.Image:
     if isinstance(image, TiffImageFile):
-        check_jpegs_in_tiff(image, name)
+        check_tiff(image, name)
     if isinstance(image, ImageFile.ImageFile):
         _load(image, allow_truncated)
     rgb = to_rgb(image)

@@ -40,7 +40,6 @@ MODES = {
 VARIANTS = (  # more of a format: each an option or two
     *(("TIFF", "RGB", {"compression": kind}) for kind in ("tiff_lzw", "tiff_deflate", "packbits", "zstd")),
     *(("TIFF", mode, {"compression": "jpeg"}) for mode in ("L", "RGB", "CMYK", "YCbCr")),
-    *(("TIFF", "1", {"compression": kind}) for kind in ("group3", "group4")),
     ("TIFF", "RGB", {"compression": "tiff_lzw", "tiffinfo": {317: 2}, "strip_size": 64}),
     ("TIFF", "RGB", {"big_tiff": True, "orientation": True}),
     ("JPEG", "RGB", {"progressive": True, "orientation": True}),
