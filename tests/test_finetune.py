@@ -23,19 +23,7 @@ from train.run import parse
 from train.watch import Watch
 
 SHIPPED = "convmixer_256_8_cifar10"
-FREEZE = (
-    "--recipe",
-    "finetune",
-    "--freeze",
-    "--workers",
-    "0",
-    "--epochs",
-    "3",
-    "--batch-size",
-    "8",
-    "--hold-out",
-    "0.2",
-)
+FREEZE = "--recipe finetune --freeze --workers 0 --epochs 3 --batch-size 8 --hold-out 0.2".split()
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +82,10 @@ def test_the_best_model_that_is_here_is_the_start(tmp_path, monkeypatch, cifar10
     save_checkpoint(tmp_path / "cache" / f"{entry.name}.safetensors", blank)
     recipe = parse(["--recipe", "finetune", "--data", "DIR"]).recipe
     assert (recipe.weights, recipe.model, recipe.preprocessing) == (entry.name, small, entry.preprocessing)
+
+    (tmp_path / "recipe.json").write_text(json.dumps({"weights": SHIPPED}))  # of a run that began before it came
+    resumed = ["--recipe", "finetune", "--data", "DIR", "--out", str(tmp_path), "--resume"]
+    assert parse(resumed).recipe.weights == SHIPPED
 
 
 @pytest.mark.parametrize(("size", "warned"), [(32, True), (64, False)])

@@ -38,7 +38,7 @@ from train.report.paths import public_command
 from train.report.trackers import Log
 from train.session import train
 from train.speed.layout import Compile
-from train.start import start_from
+from train.start import begun_with, start_from
 from train.watch import Stuck
 
 
@@ -86,7 +86,11 @@ def parse(argv: list[str]) -> Run:
     first.add_argument("--weights", default=recipe.weights)
     first.add_argument("--freeze", action="store_true")
     first.add_argument("--data", default="")
+    first.add_argument("--out", default=f"runs/{recipe.name}")
+    first.add_argument("--resume", action="store_true")
     given = first.parse_known_args(argv)[0]
+    if given.resume and given.weights == "auto":
+        given.weights = begun_with(given.out) or "auto"
     if given.weights and not {"-h", "--help"} & set(argv):
         recipe = start_from(recipe, given.weights, find_layout(given.data) or "--download" in argv)
     if given.freeze:

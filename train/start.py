@@ -1,6 +1,8 @@
 """Where a run's weights come from: the model that it starts from, and what that asks of the recipe."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 from convmixer import zoo
 from convmixer.model import to_tensors
@@ -27,6 +29,14 @@ def start_from(recipe: Recipe, weights: str, in_memory: bool) -> Recipe:
     if not in_memory and preprocessing.size < SMALLEST:
         preprocessing = replace(preprocessing, size=SMALLEST)
     return replace(recipe, weights=weights, model=start.config, preprocessing=preprocessing)
+
+
+def begun_with(folder: str) -> str | None:
+    """What "auto" was when the run in ``folder`` began: a better model may have come since. None where no file says."""
+    try:
+        return json.loads((Path(folder) / "recipe.json").read_bytes()).get("weights")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def load_start(state: TrainingState, recipe: Recipe, data: Data) -> tuple[str, str | None]:
