@@ -23,7 +23,8 @@ from train.run import parse
 from train.watch import Watch
 
 SHIPPED = "convmixer_256_8_cifar10"
-FREEZE = "--recipe finetune --freeze --workers 0 --epochs 3 --batch-size 8 --hold-out 0.2".split()
+SMALL = "--epochs 3 --batch-size 8 --hold-out 0.2"
+FREEZE = f"--recipe finetune --freeze --workers 0 {SMALL}".split()
 
 
 @pytest.fixture(autouse=True)
