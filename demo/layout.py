@@ -19,8 +19,8 @@ CONTROLS = """<div class="controls">
 <p class="hint">Paint over the picture with the mouse or a finger: what you cover counts no more.</p>
 <p class="legend"><span data-kind="for">none</span><span data-kind="signed">against</span>
 <canvas aria-hidden="true"></canvas><span>strongest<span data-kind="signed"> for</span></span></p></div>"""
-CAMERA = """<button type="button" aria-pressed="false">Use the camera</button>
-<span>or drop or paste a picture anywhere</span><p class="trouble" role="alert"></p>"""
+CAMERA = """<div class="camera"><button type="button" aria-pressed="false">Use the camera</button>
+<span>or drop or paste a picture anywhere</span></div><p class="trouble" role="alert"></p>"""
 SAVE = """<button type="button" id="save">Save this answer</button>"""
 OWN = "A model.safetensors or .pth.tar of up to 20 MB. For a larger one start this demo with --model FILE."
 # A press on a button with data-name becomes the event "choose" of its component, with that name.

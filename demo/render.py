@@ -125,7 +125,7 @@ def missing(rows: list[dict]) -> str:
     if not rows:
         return note("Every published model is on this machine.")
     items = "".join(
-        f"<li><span><b>{escape(row['name'])}</b><br>{escape(row['data'])}: {row['top1']:.1f} % right</span>"
+        f"<li><span><b>{escape(row['name'])}</b><br>{escape(row['data'])}: {row['top1']:.1f}&nbsp;% right</span>"
         f'<button type="button" data-name="{escape(row["name"])}">Download {_size(row)}'
         f'<span class="sr"> for {escape(row["name"])}</span></button></li>'
         for row in rows

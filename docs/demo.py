@@ -39,7 +39,7 @@ def main() -> None:
             for name, options in SHOTS.items():
                 page = browser.new_context(**options).new_page()
                 page.goto(address)
-                page.wait_for_selector("#stage .layer.on")
+                page.wait_for_selector("#stage .heat:not([hidden])")
                 page.wait_for_timeout(1500)  # the fonts, and what loads last
                 Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(ROOT / "docs" / name, quality=90)
             browser.close()

@@ -267,6 +267,13 @@ class Visitor:
     def sees_legend(self, text: str) -> None:
         assert self.find(".legend").inner_text().split() == text.split()
 
+    def picture_of(self, target: "Locator") -> bytes:
+        """What is to be seen of it, with an outline around it."""
+        box = target.bounding_box()
+        clip = {"x": box["x"] - 6, "y": box["y"] - 6, "width": box["width"] + 12, "height": box["height"] + 12}
+        self.page.wait_for_function("document.getAnimations().every(each => each.playState !== 'running')")
+        return self.page.screenshot(clip=clip)
+
     def waits_for_the_tab(self, tab: str) -> None:
         """All of it is there."""
         last = {"Answer": "#answer .bar", "Compare": "#side-b .bar", "Look inside": "#looked figure", "Batch": "#csv"}

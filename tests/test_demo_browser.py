@@ -272,9 +272,15 @@ def test_on_a_phone_the_answer_is_in_view_and_nothing_is_too_wide(visitors):
     for tab in TABS:
         expect(visitor.page.get_by_role("tab", name=tab, exact=True)).to_be_in_viewport(ratio=1)
     expect(visitor.page.get_by_role("button", name="More tabs")).to_be_hidden()
-    visitor.upload("high.png", encode(draw(1, 200, 300)))
+    camera, files = visitor.find('#photo input[type="file"]'), visitor.find('#source input[type="file"]')
+    for button in ("Take a photo", "Choose a picture"):
+        expect(visitor.page.get_by_role("button", name=button)).to_be_in_viewport(ratio=1)
+    assert [each.get_attribute("capture") for each in (camera, files)] == ["environment", None]
+    visitor.give('#photo input[type="file"]', {"high.png": encode(draw(1, 200, 300))})
     visitor.sees_picture("high.png")
     expect(visitor.find("#answer .bar").first).to_be_in_viewport(ratio=1)
+    visitor.page.set_viewport_size({"width": 390, "height": 664})  # what a browser's own bars leave
+    expect(visitor.find("#answer .best")).to_be_in_viewport(ratio=1)
     visitor.unfold("As JSON")
     visitor.unfold("More models")
     for tab in TABS:
@@ -282,6 +288,43 @@ def test_on_a_phone_the_answer_is_in_view_and_nothing_is_too_wide(visitors):
         visitor.waits_for_the_tab(tab)
         widths = visitor.page.evaluate("[document.documentElement.scrollWidth, innerWidth, visualViewport.width]")
         assert widths == [390, 390, 390], tab
+        small = visitor.page.evaluate("""[...document.querySelectorAll("button, [role=tab], #look label, .kinds label")]
+            .filter(each => each.checkVisibility() && !each.closest(".json-holder .toggle, [aria-hidden=true]"))
+            .map(each => [each.textContent.trim(), each.getBoundingClientRect()])
+            .filter(([_, box]) => box.width && Math.min(box.width, box.height) < 43.5).map(([text]) => text)""")
+        assert not small, (tab, small)
+
+
+@pytest.mark.parametrize("width, height", [(1280, 720), (1920, 1080)])
+def test_the_room_is_used(visitors, width, height):
+    visitor = visitors(viewport={"width": width, "height": height})
+    box = visitor.find("#stage .frame").bounding_box()
+    assert box["height"] > 0.55 * height and box["width"] > 0.4 * width
+    for selector in ("#examples", "#inputs", "#answer", "#offer button"):
+        expect(visitor.find(selector)).to_be_in_viewport(ratio=1)
+    visitor.turn_to("Compare")
+    expect(visitor.find("#side-b .bar").first).to_be_in_viewport(ratio=1)
+    assert visitor.find("#right").bounding_box()["width"] > 0.7 * width
+
+
+@pytest.mark.parametrize("colours", ["none", "active"])
+def test_pressed_hovered_and_focused_differ(visitors, colours):
+    visitor = visitors(forced_colors=colours)
+    for selector in (".bar >> nth=1", ".kinds label >> nth=1"):
+        target, states = visitor.find(selector), []
+        states.append(visitor.picture_of(target))
+        target.hover()
+        states.append(visitor.picture_of(target))
+        visitor.page.mouse.move(2, 2)
+        visitor.page.keyboard.press("Tab")  # so that focus is shown
+        (target if "bar" in selector else target.locator("input")).focus()
+        states.append(visitor.picture_of(target))
+        target.click()
+        visitor.page.mouse.move(2, 2)
+        target.evaluate("() => document.activeElement.blur()")
+        states.append(visitor.picture_of(target))
+        assert len(set(states)) == 4, selector
+    expect(visitor.find(".kinds input").nth(1)).to_be_checked()
 
 
 def test_dark_and_light_follow_the_system(visitors):
