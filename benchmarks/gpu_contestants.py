@@ -15,7 +15,7 @@ from train.recipe import Recipe
 from train.speed.channel_major import use_channel_major
 
 MEASURE = "timm NCHW"  # what the others are compared with
-OURS = ("ours", "ours compiled")
+OURS = ("ours", "ours compiled", "ours fused", "ours fused compiled")
 
 
 class Skip(Exception):
@@ -31,12 +31,15 @@ class Way:
     layout_optimization: bool = False  # of torch.compile: may it choose channels_last by itself
     graph: bool = False  # replayed as a CUDA graph; inference only
     ours: bool = False  # this project's kernels, on channel-major maps
+    fused: bool = False  # half a block in one kernel; training only
 
 
 CONTESTANTS = {  # in this order, while there is time
     MEASURE: Way(),
     "ours": Way(ours=True),
     "ours compiled": Way(ours=True, compiled=True),
+    "ours fused": Way(ours=True, fused=True),
+    "ours fused compiled": Way(ours=True, fused=True, compiled=True),
     "timm NHWC": Way(channels_last=True),
     "timm NCHW graph": Way(graph=True),
     "timm NHWC graph": Way(channels_last=True, graph=True),
@@ -81,7 +84,7 @@ class Contest:
     def inference(self, way: Way) -> Callable[[], Tensor]:
         """A function that gives the logits on the device. Raises Skip."""
         if way.ours:
-            if way.compiled:
+            if way.compiled or way.fused:
                 raise Skip("of inference there is only one")
             engine = GpuEngine(self.config, to_arrays(self.network), self.device)
             return lambda: engine.run_tensors(self.pictures)[0]
@@ -102,7 +105,7 @@ class Contest:
             raise Skip("CUDA graphs are for inference here")
         network = copy.deepcopy(self.network).train()
         if way.ours:
-            use_channel_major(network)
+            use_channel_major(network, way.fused)
         network, pictures = self._prepared(network if way.ours else timm_network(network), way)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 

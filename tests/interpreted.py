@@ -1,6 +1,7 @@
 """The Triton kernels in Triton's interpreter, which runs them on the CPU, element by element as they are written."""
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,8 +11,8 @@ import pytest
 from convmixer.gpu import kernels
 
 
-def load_interpreted_kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A second copy of `convmixer.gpu.kernels`, whose kernels are interpreted. Two gaps of Triton 3.6 are filled."""
+def load_interpreted_kernels(monkeypatch: pytest.MonkeyPatch, name: str = "kernels") -> ModuleType:
+    """A second copy of a module of `convmixer.gpu`, whose kernels are interpreted. Gaps of Triton 3.6 are filled."""
     from triton import language as tl
     from triton.runtime import interpreter
 
@@ -29,10 +30,15 @@ def load_interpreted_kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_for_this_numpy)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot_of_bfloat16)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    spec = importlib.util.spec_from_file_location("interpreted_kernels", Path(kernels.__file__))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.INTERPRETED and not kernels.INTERPRETED
+    # Triton was imported to compile, and so was the part of its language that is written in it.
+    monkeypatch.setattr(tl, "sum", lambda x, axis: tl.reduce(x, axis, tl.standard._sum_combine))
+    package = ModuleType("interpreted")
+    package.__path__ = [str(Path(kernels.__file__).parent)]
+    monkeypatch.setitem(sys.modules, "interpreted", package)
+    for each in ("kernels", "strips", "fused"):
+        monkeypatch.delitem(sys.modules, f"interpreted.{each}", raising=False)
+    module = importlib.import_module(f"interpreted.{name}")
+    assert sys.modules["interpreted.kernels"].INTERPRETED and not kernels.INTERPRETED
     return module
 
 

@@ -11,12 +11,12 @@ from convmixer.model import ConvMixer, ConvMixerConfig
 from train.speed.channel_major import ChannelMajorConvMixer, use_channel_major
 
 
-def pair(dtype: torch.dtype = torch.float64, **config) -> tuple[ConvMixer, ConvMixer]:
+def pair(dtype: torch.dtype = torch.float64, fused: bool = False, **config) -> tuple[ConvMixer, ConvMixer]:
     """The same network as ever, and channel-major."""
     torch.manual_seed(0)
     network = ConvMixer(ConvMixerConfig(**{"dim": 12, "depth": 2, "num_classes": 7, "patch_size": 2} | config))
     other = copy.deepcopy(network).to(dtype)
-    use_channel_major(other)
+    use_channel_major(other, fused)
     return network.to(dtype), other
 
 
@@ -26,6 +26,7 @@ def backward(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
@@ -34,8 +35,8 @@ def backward(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
         ({"kernel_size": 1, "patch_size": 1, "in_chans": 1, "depth": 1}, (2, 1, 4, 5)),
     ],
 )
-def test_it_is_the_same_network(config, shape):
-    network, other = pair(**config)
+def test_it_is_the_same_network(config, shape, fused):
+    network, other = pair(fused=fused, **config)
     x = torch.randn(shape, dtype=torch.float64)
     for step in range(2):  # the second one with other running statistics
         assert torch.allclose(backward(other, x), backward(network, x), rtol=1e-9), step
@@ -58,8 +59,9 @@ def test_it_has_the_same_parameters():
     assert list(other.state_dict()) == list(network.state_dict())
 
 
-def test_mixed_precision():
-    network, other = pair(torch.float32, dim=16, kernel_size=7)
+@pytest.mark.parametrize("fused", [False, True])
+def test_mixed_precision(fused):
+    network, other = pair(torch.float32, fused, dim=16, kernel_size=7)
     x = torch.randn(4, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         found, wanted = backward(other, x), backward(network, x)
@@ -70,8 +72,9 @@ def test_mixed_precision():
     assert nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
 
 
-def test_it_compiles_as_a_whole():
-    _, other = pair(torch.float32, depth=1)
+@pytest.mark.parametrize("fused", [False, True])
+def test_it_compiles_as_a_whole(fused):
+    _, other = pair(torch.float32, fused, depth=1)
     compiled = torch.compile(copy.deepcopy(other), fullgraph=True)
     x = torch.randn(2, 3, 8, 8)
     assert torch.allclose(backward(compiled, x), backward(other, x), rtol=1e-4, atol=1e-5)

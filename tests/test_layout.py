@@ -10,7 +10,7 @@ from convmixer.model import ConvMixer, ConvMixerConfig
 from train.distributed import World
 from train.recipes import RECIPES
 from train.speed import layout
-from train.speed.channel_major import ChannelMajorConvMixer
+from train.speed.channel_major import ChannelMajorConvMixer, FusedConvMixer
 from train.speed.layout import FORMATS, MEASURED, Layout, agree_on_layout, choose_layout, known_layout, wrap
 from train.state import new_state
 
@@ -94,7 +94,7 @@ def test_the_state_is_laid_out_as_asked(name):
     assert choose_layout(recipe, "off", CPU) == Layout(name, False)
     state = new_state(recipe, CPU, "off", FORMATS[name])
     assert state.network.blocks[0][1].weight.is_contiguous(memory_format=FORMATS[name])
-    kind = ChannelMajorConvMixer if name == "channel_major" else ConvMixer
+    kind = {"channel_major": ChannelMajorConvMixer, "channel_major_fused": FusedConvMixer}.get(name, ConvMixer)
     assert type(state.network) is type(state.exported) is kind
 
 

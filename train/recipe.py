@@ -73,7 +73,7 @@ class Recipe:
     sync_norm: bool = False  # batch norm over all processes' pictures of a part, not over each process's own
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the device computes it natively
     # auto: on a GPU what is known to be fast, see docs/gpu.md; else channels_last or contiguous, as a start measures it
-    memory_format: Literal["auto", "channels_last", "contiguous", "channel_major"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous", "channel_major", "channel_major_fused"] = "auto"
     seed: int = ranged(Range(0, 2**63 - 1), 0)  # of the weights, the order of the pictures and their changes
     split: Literal["holdout", "tune", "full"] = "holdout"  # of CIFAR; tune on "tune", report on "holdout"
     hold_out: float = ranged(WITHIN, 0.1)  # of each class, where there is no validation split

@@ -125,8 +125,8 @@ def new_state(
     use_fast_depthwise(network)
     if device.type == "cpu" and memory_format == torch.channels_last:
         keep_gradients_channels_last(network)
-    if recipe.memory_format == "channel_major":
-        use_channel_major(network)
+    if recipe.memory_format.startswith("channel_major"):
+        use_channel_major(network, fused=recipe.memory_format == "channel_major_fused")
     optimizer = new_optimizer(network, recipe)
     ema = None if recipe.ema is None else ModelEmaV3(network, decay=recipe.ema, use_warmup=True)
     return TrainingState(network, optimizer, torch.amp.GradScaler(device.type, enabled=amp == "fp16"), ema)

@@ -20,6 +20,7 @@ FORMATS = {
     "channels_last": torch.channels_last,
     "contiguous": torch.contiguous_format,
     "channel_major": torch.contiguous_format,  # of the pictures and weights; see train/speed/channel_major.py
+    "channel_major_fused": torch.contiguous_format,  # on request only: it has not run on a GPU yet, docs/gpu.md
 }
 MEASURED = ("channels_last", "contiguous")  # where it is not known which is faster
 KERNELS_WIN = 7  # the kernel size from which our kernels train faster than channels_last compiled: docs/gpu.md
