@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_code.py [--kernel-size 9] [--activation gelu]
 
-For the depthwise convolution and its taps' gradient, on each kind of GPU in the configuration that it is launched with:
-registers a thread, bytes that did not fit into registers, shared memory, matrix instructions, and how many
-instructions the loop executes for 1,024 outputs, such as one channel of a 32 x 32 feature map. A multiprocessor starts
+For each kernel, on each kind of GPU in the configuration that it is launched with: registers a thread, bytes that did
+not fit into registers, shared memory, matrix instructions, and how many instructions the largest loop executes for
+1,024 outputs, such as one channel of a 32 x 32 feature map. A multiprocessor starts
 four instructions a cycle at most, so that a quarter of that number, in cycles, is a bound from below: an estimate from
 counting, and no measurement.
 """
@@ -25,11 +25,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.options import Parser
-from convmixer.gpu import kernels
+from convmixer.gpu import fused, kernels, strips
 
 OUTPUTS = 1024
 INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
 MATRIX = ("HGMMA", "HMMA", "UTCHMMA")  # of compute capability 9, up to 8, and 10
+KERNELS = {
+    "convolve": kernels._convolve,
+    "differentiate": kernels._differentiate,
+    "activate": kernels._activate,
+    "strips": strips._convolve,  # this and what follows on request only
+    "mix": fused._mix,
+    "unmix": fused._unmix,
+    "norm": fused._norm,
+    "unnorm": fused._unnorm,
+}
 CAPABILITIES = {80: "A100", 86: "RTX 3090", 89: "RTX 4090", 90: "H100, H200", 100: "B200", 120: "RTX 5090"}
 
 
@@ -49,21 +59,18 @@ class Code:
 
 
 def compile_kernel(
-    name: str, kernel_size: int, capability: int, activation: str = "gelu", aligned: bool = True
+    name: str, kernel_size: int, capability: int, activation: str = "gelu", aligned: bool = True, **changed: int
 ) -> Code:
-    """``name``: "convolve", "differentiate" or "activate". ``aligned``: a feature map's width is a multiple of 16."""
-    kernel = getattr(kernels, f"_{name}")
-    constants = {
-        "convolve": {"KERNEL": kernel_size, "ACTIVATION": activation},
-        "differentiate": {"KERNEL": kernel_size},
-        "activate": {"ACTIVATION": activation, "BLOCK": kernels.ACTIVATE_BLOCK},
-    }[name]
-    options = configuration(name, kernel_size, capability, activation)
-    constants |= {argument: value for argument, value in options.items() if argument.isupper()}
+    """``name``: one of KERNELS. ``aligned``: a map's width is a multiple of 16. ``changed``: of its configuration."""
+    kernel, options = KERNELS[name], configuration(name, kernel_size, capability, activation) | changed
+    constants = {"KERNEL": kernel_size, "ACTIVATION": activation} | options
+    constants = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
     options = {option: value for option, value in options.items() if option.islower()}
-    maps, numbers = ("x", "y", "z", "grad"), ("taps", "bias", "scale", "shift", "partial")
+    maps = ("x", "y", "z", "grad", "of_z", "of_x")
+    numbers = ("taps", "bias", "scale", "shift", "partial", "gain", "offset", "means", "variances")
+    numbers += ("of_bias", "of_gain", "of_offset")
     kinds = dict.fromkeys(maps, "*bf16") | dict.fromkeys(numbers, "*fp32") | dict.fromkeys(constants, "constexpr")
-    signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
+    signature = {argument: (kinds | {"eps": "fp32"}).get(argument, "i32") for argument in kernel.arg_names}
     # What a launch finds out by itself: which pointers and numbers are multiples of 16.
     multiples = {*maps, *numbers, "positions", *(("width",) if aligned else ())}
     attributes = {
@@ -82,9 +89,17 @@ def compile_kernel(
 
 def configuration(name: str, kernel_size: int, capability: int, activation: str) -> dict[str, int]:
     """What the kernel is launched with."""
-    if name == "convolve":
-        return kernels.convolve_configuration(capability, kernel_size, activation)
-    return kernels.differentiate_configuration(capability) if name == "differentiate" else {}
+    match name:
+        case "convolve":
+            return kernels.convolve_configuration(capability, kernel_size, activation)
+        case "differentiate":
+            return kernels.differentiate_configuration(capability)
+        case "unmix":
+            return fused.unmix_configuration(capability)
+        case _:
+            return {"activate": {"BLOCK": kernels.ACTIVATE_BLOCK}, "strips": strips.CONVOLVE, "mix": fused.MIX}.get(
+                name, fused.NORM
+            )
 
 
 def run(*command: str) -> str:
@@ -111,14 +126,16 @@ def main() -> None:
     options = parser.parse_args()
     activation = "" if options.activation == "none" else options.activation
     print(f"kernel {options.kernel_size} x {options.kernel_size}, bfloat16, activation {options.activation}")
-    print("                          tiles warps stages  registers spilled shared, KiB  matrix  for 1,024 outputs")
-    for name in ("convolve", "differentiate"):
+    print("                         at a time warps  registers spilled shared, KiB  matrix  for 1,024 outputs")
+    for name in KERNELS if activation else ("convolve", "differentiate"):
         for capability, gpu in CAPABILITIES.items():
             code = compile_kernel(name, options.kernel_size, capability, activation)
-            tiles, stages, warps, _ = configuration(name, options.kernel_size, capability, activation).values()
-            executed = code.loop.total() * warps * OUTPUTS / (tiles * kernels.TILE**2)
+            launched = configuration(name, options.kernel_size, capability, activation)
+            at_a_time = launched["TILES"] * kernels.TILE**2 if "TILES" in launched else launched["BLOCK"]
+            warps = launched.get("num_warps", 4)
+            executed = code.loop.total() * warps * OUTPUTS / at_a_time
             print(
-                f"{name:<14} {gpu:<10} {tiles:5} {warps:5} {stages:6}  {code.registers:9} {code.spilled:7}"
+                f"{name:<14} {gpu:<10} {at_a_time:8} {warps:5}  {code.registers:9} {code.spilled:7}"
                 f" {code.shared / 1024:11.0f}  {code.matrix:6}  {executed:17,.0f}",
                 flush=True,
             )

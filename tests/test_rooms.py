@@ -75,7 +75,7 @@ def test_triton_is_needed_where_kernels_are_written_and_compiled():
     users = [
         file.name for file in python_files("convmixer") if "triton" in imported(ast.walk(ast.parse(file.read_text())))
     ]
-    assert sorted(users) == ["ahead.py", "kernels.py"]
+    assert sorted(users) == ["ahead.py", "fused.py", "kernels.py", "strips.py"]
 
 
 def test_serving_imports_the_package_and_what_reads_pictures():

@@ -65,28 +65,47 @@ def _normalise(z, bias, mean, scale, shift, x, y, positions, ACTIVATION, BLOCK: 
 
 
 @triton.jit
-def _differentiate(grad, z, bias, mean, inverse, gain, of_z, positions, ACTIVATION, BLOCK: tl.constexpr):
-    """Writes the gradient of z; gives those of bias, gain and offset. ``inverse`` is 1 / the standard deviation."""
-    of_gain = tl.full((BLOCK // _GROUP, _GROUP), 0.0, tl.float32)
-    of_offset, of_bias = of_gain, of_gain
-    scale = gain * inverse
+def _differentiate(
+    grad,
+    z,
+    b,
+    gains,
+    means,
+    variances,
+    of_z,
+    of_bias,
+    of_gain,
+    of_offset,
+    positions,
+    eps,
+    ACTIVATION,
+    BLOCK: tl.constexpr,
+):
+    """Writes the gradients of z + b and of the vectors."""
+    channel = tl.program_id(0)
+    mean, inverse = tl.load(means + channel), tl.rsqrt(tl.load(variances + channel) + eps)
+    scale = tl.load(gains + channel) * inverse
+    by_gain = tl.full((BLOCK // _GROUP, _GROUP), 0.0, tl.float32)
+    by_offset, by_bias = by_gain, by_gain
     for start in range(0, positions, BLOCK):
         where, valid = _positions(start, positions, BLOCK)
-        value = tl.load(z + where, mask=valid, other=0.0).to(tl.float32) + bias
+        value = tl.load(z + where, mask=valid, other=0.0).to(tl.float32) + b
         slope = tl.load(grad + where, mask=valid, other=0.0).to(tl.float32)
-        of_offset += slope
-        of_gain += slope * (_activated(value, ACTIVATION) - mean)
-    total_gain, total_offset = tl.sum(tl.sum(of_gain, 0), 0) * inverse, tl.sum(tl.sum(of_offset, 0), 0)
+        by_offset += slope
+        by_gain += slope * (_activated(value, ACTIVATION) - mean)
+    total_gain, total_offset = tl.sum(tl.sum(by_gain, 0), 0) * inverse, tl.sum(tl.sum(by_offset, 0), 0)
     along, level = total_gain * inverse / positions, total_offset / positions
     for start in range(0, positions, BLOCK):
         where, valid = _positions(start, positions, BLOCK)
-        value = tl.load(z + where, mask=valid, other=0.0).to(tl.float32) + bias
+        value = tl.load(z + where, mask=valid, other=0.0).to(tl.float32) + b
         slope = tl.load(grad + where, mask=valid, other=0.0).to(tl.float32)
         slope -= level + (_activated(value, ACTIVATION) - mean) * along
         slope = tl.where(valid, slope * scale * _slope(value, ACTIVATION), 0.0)
-        of_bias += slope
+        by_bias += slope
         tl.store(of_z + where, slope.to(of_z.dtype.element_ty), mask=valid)
-    return tl.sum(tl.sum(of_bias, 0), 0), total_gain, total_offset
+    tl.store(of_bias + channel, tl.sum(tl.sum(by_bias, 0), 0))
+    tl.store(of_gain + channel, total_gain)
+    tl.store(of_offset + channel, total_offset)
 
 
 @triton.jit(do_not_specialize=["tiles", "height", "across", "down"])
@@ -177,11 +196,8 @@ def _unmix(
     z += channel.to(tl.int64) * positions
     of_z += channel.to(tl.int64) * positions
     of_x += channel.to(tl.int64) * positions
-    mean, inverse = tl.load(means + channel), tl.rsqrt(tl.load(variances + channel) + eps)
-    sums = _differentiate(grad, z, 0.0, mean, inverse, tl.load(gain + channel), of_z, positions, ACTIVATION, BLOCK)
-    tl.store(of_bias + channel, sums[0])
-    tl.store(of_gain + channel, sums[1])
-    tl.store(of_offset + channel, sums[2])
+    maps, vectors = (grad, z, 0.0, gain, means, variances, of_z), (of_bias, of_gain, of_offset)
+    _differentiate(*maps, *vectors, positions, eps, ACTIVATION, BLOCK)
     tl.debug_barrier()  # other threads of this program read of_z
     bands = _bands(taps + channel * (KERNEL * KERNEL), KERNEL, ROWS, x.dtype.element_ty)
     of_bands = (tl.full((ROWS * _WINDOW, ROWS * _SIDE), 0.0, tl.float32),) * _bands_of(KERNEL, ROWS)
@@ -252,23 +268,9 @@ def _unnorm(
     BLOCK: tl.constexpr,
 ):
     channel = tl.program_id(0)
-    plane = channel.to(tl.int64) * positions
-    mean, inverse = tl.load(means + channel), tl.rsqrt(tl.load(variances + channel) + eps)
-    sums = _differentiate(
-        grad + plane,
-        z + plane,
-        tl.load(bias + channel),
-        mean,
-        inverse,
-        tl.load(gain + channel),
-        of_z + plane,
-        positions,
-        ACTIVATION,
-        BLOCK,
-    )
-    tl.store(of_bias + channel, sums[0])
-    tl.store(of_gain + channel, sums[1])
-    tl.store(of_offset + channel, sums[2])
+    plane, b = channel.to(tl.int64) * positions, tl.load(bias + channel)
+    maps, vectors = (grad + plane, z + plane, b, gain, means, variances, of_z + plane), (of_bias, of_gain, of_offset)
+    _differentiate(*maps, *vectors, positions, eps, ACTIVATION, BLOCK)
 
 
 MIX = {"TILES": 64, "ROWS": 2, "BLOCK": 2048, "num_warps": 4, "num_stages": 1}

@@ -133,10 +133,14 @@ def _keep(ctx, output, *tensors: Tensor) -> None:
 
 
 def _mix_gradients(ctx, grad, *unused):
+    if grad is None:
+        return (None,) * 7
     return *mix_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None
 
 
 def _norm_gradients(ctx, grad, *unused):
+    if grad is None:
+        return (None,) * 6
     return *norm_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None
 
 

@@ -6,6 +6,7 @@ inputs, added up in float32 at least, and one rounding at the end.
 """
 
 import functools
+import os
 import warnings
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from ..engine import GPU_KERNEL_CAPABILITY
 
 try:
-    from . import kernels
+    from . import kernels, strips
 except ImportError:  # PyTorch for the CPU, for macOS or for Windows comes without Triton
-    kernels = None
+    kernels = strips = None
+
+STRIPS = os.environ.get("CONVMIXER_GPU_STRIPS") == "1"  # inference through strips.py, which has met no GPU: docs/gpu.md
 
 ACTIVATIONS = {"gelu": nn.functional.gelu, "relu": nn.functional.relu}
 
@@ -100,7 +103,8 @@ def mix_positions(x: Tensor, taps: Tensor, bias: Tensor, scale: Tensor, shift: T
     Shapes and dtypes as in `depthwise`; scale and shift, batch norm's, are float32 (C,).
     """
     if triton_runs(x, taps.shape[-1]):
-        return kernels.convolve(x.contiguous(), taps, bias, activation, scale, shift)
+        convolve = strips.convolve if STRIPS else kernels.convolve
+        return convolve(x.contiguous(), taps, bias, activation, scale, shift)
     mixed = _surround(_convolved(x, taps, bias), scale, shift, activation) + x
     return mixed.to(x.dtype).contiguous()
 
