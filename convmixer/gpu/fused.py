@@ -17,25 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kernels import MAX_KERNEL_SIZE, TILE, WINDOW, _capability, _place, _tiling
-from .strips import _activated, _added, _bands, _bands_of, _outputs, _slope, _strips, _window
+from .kernels import TILE, WINDOW, _capability, _place, _tiling
+from .strips import _activated, _added, _bands, _bands_of, _level, _outputs, _slope, _strips, _total, _window
 
 _SIDE, _WINDOW = tl.constexpr(TILE), tl.constexpr(WINDOW)
 _GROUP = tl.constexpr(64)  # neighbours in a row of a block
-_TAPS = tl.constexpr(triton.next_power_of_2(MAX_KERNEL_SIZE**2))
-
-
-@triton.jit
-def _level(x, positions):
-    """The mean of the first values."""
-    first = tl.arange(0, _GROUP)
-    return tl.sum(tl.load(x + first, mask=first < positions, other=0.0).to(tl.float32), 0) / _GROUP
-
-
-@triton.jit
-def _total(taps, KERNEL: tl.constexpr):
-    tap = tl.arange(0, _TAPS)
-    return tl.sum(tl.load(taps + tap, mask=tap < KERNEL * KERNEL, other=0.0), 0)
 
 
 @triton.jit

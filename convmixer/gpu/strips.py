@@ -17,10 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kernels import TILE, WINDOW, _place, _splits, _tiling
+from .kernels import MAX_KERNEL_SIZE, TILE, WINDOW, _place, _splits, _tiling
 
 _SIDE = tl.constexpr(TILE)
 _WINDOW = tl.constexpr(WINDOW)
+_TAPS = tl.constexpr(triton.next_power_of_2(MAX_KERNEL_SIZE**2))
 _LEFT = tl.constexpr((WINDOW - TILE) // 2)
 
 
@@ -106,6 +107,19 @@ def _added(totals, window, bands, strip: tl.constexpr, ROWS: tl.constexpr):
             total = tl.dot(window, bands[strip - place], total, input_precision="ieee")
         added = added + (total,)  # noqa: RUF005
     return added
+
+
+@triton.jit
+def _level(x, positions):
+    """The mean of the first values."""
+    first = tl.arange(0, 64)
+    return tl.sum(tl.load(x + first, mask=first < positions, other=0.0).to(tl.float32), 0) / 64
+
+
+@triton.jit
+def _total(taps, KERNEL: tl.constexpr):
+    tap = tl.arange(0, _TAPS)
+    return tl.sum(tl.load(taps + tap, mask=tap < KERNEL * KERNEL, other=0.0), 0)
 
 
 @triton.jit(do_not_specialize=["tiles", "height", "across", "down"])
