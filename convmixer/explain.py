@@ -13,10 +13,6 @@ from PIL import Image
 
 # Dark red to pale yellow, so that more evidence is also lighter: readable in grey and without telling red from green.
 _RAMP = ((0, (60, 0, 20)), (64, (140, 10, 20)), (128, (225, 60, 10)), (192, (255, 150, 10)), (255, (255, 245, 150)))
-# Orange for and blue against, the pair that every common kind of colour blindness tells apart.
-_FOR = ((0, (220, 80, 0)), (255, (255, 150, 0)))
-_AGAINST = ((0, (0, 70, 190)), (255, (20, 130, 255)))
-LAYER_SIZE = 256  # pixels of a layer's longer side: several to each patch, so that a browser enlarges it smoothly
 
 
 def class_activation_map(features: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -66,30 +62,6 @@ class HeatMap:
         result.paste(Image.composite(_colours(heat, _RAMP), seen, mask), (left, top))
         return result
 
-    def layer(self, signed: bool = False) -> Image.Image:
-        """The evidence alone, to be laid over ``box`` and enlarged to it; the longer side has LAYER_SIZE pixels.
-
-        Alpha is the strength: greatest at the strongest evidence, 0 where there is none. Laid over the picture with an
-        opacity, it gives what `overlay` gives. signed: evidence for the class is orange and evidence against it blue,
-        both relative to the largest absolute value; otherwise it is only evidence for it, in the colours of `overlay`.
-
-        The image has mode P with an RGBA palette: as PNG it is made ten times as fast as with pixels of RGBA.
-        """
-        left, top, right, bottom = self._pixels()
-        scale = LAYER_SIZE / max(right - left, bottom - top)
-        size = max(1, round(scale * (right - left))), max(1, round(scale * (bottom - top)))
-        if not signed:
-            heat = np.asarray(_heat(self.values, self.values.max(), size))
-            return _with_palette(heat, [(*_table(_RAMP)[strength], strength) for strength in range(256)])
-        # Enlarged apart: together, the interpolation would swing below zero, and draw blue rings around orange.
-        largest = abs(self.values).max()
-        positive, negative = (np.int16(_heat(sign * self.values, largest, size)) for sign in (1, -1))
-        # Entry 128 of the palette is no evidence, 255 the strongest for the class and 1 the strongest against it.
-        indices = np.uint8(128 + np.rint((positive - negative) * (127 / 255)))
-        strengths = [min(255, round(abs(index - 128) * (255 / 127))) for index in range(256)]
-        ramps = [_table(_FOR if index > 128 else _AGAINST) for index in range(256)]
-        return _with_palette(indices, [(*ramp[each], each) for ramp, each in zip(ramps, strengths, strict=True)])
-
     def _pixels(self) -> tuple[int, int, int, int]:
         """``box`` in whole pixels, at least one wide and high."""
         left, top, right, bottom = (round(edge) for edge in self.box)
@@ -115,10 +87,3 @@ def _table(ramp: tuple) -> list[tuple[int, int, int]]:
     positions, colours = zip(*ramp, strict=True)
     channels = [np.interp(range(256), positions, channel).astype(np.uint8) for channel in zip(*colours, strict=True)]
     return list(zip(*(channel.tolist() for channel in channels), strict=True))
-
-
-def _with_palette(indices: np.ndarray, palette: list[tuple[int, int, int, int]]) -> Image.Image:
-    """An image of uint8 indices (h, w) into 256 colours, R, G, B and alpha."""
-    image = Image.frombytes("P", indices.shape[::-1], np.ascontiguousarray(indices).tobytes())
-    image.putpalette(bytes(value for colour in palette for value in colour), "RGBA")
-    return image
