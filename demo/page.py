@@ -27,7 +27,7 @@ THEME = gr.themes.Default(
     font=(gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"),
     font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "monospace"),
 )
-SCRIPTS = "".join(read(f"{name}.js") for name in ("heat", "live", "link", "card"))
+SCRIPTS = "".join(read(f"{name}.js") for name in ("heat", "live", "link", "card", "many"))
 LOOKS = {  # for Blocks.launch
     "theme": THEME,
     # Not as "css", which Gradio rewrites: it would put a selector of its own before each of these.
@@ -96,6 +96,10 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
         model = event.model if event.model in answers.models.names() else model
         return update(Picture(str(event.name)), own, tab, model, *others) | {ui.model: model}
 
+    def update_row(event: gr.EventData, *others) -> dict:
+        """One of many pictures, by the name and the file of its row."""
+        return update({"name": event.name, "file": event.file}, *others)
+
     def update_block(event: gr.EventData, picture, *others) -> dict:
         return update(picture, *others[:-1], int(event.name))
 
@@ -117,6 +121,7 @@ def connect(page: gr.Blocks, ui, answers: Answers) -> None:
         field.upload(update_upload, [field, *chosen], in_view, **quick)
     ui.examples.choose(update_example, chosen, in_view, **quick)
     ui.link.choose(update_link, chosen, [*in_view, ui.model], **quick)
+    ui.batch.choose(update_row, chosen, in_view, **quick)
     for control in pickers:
         control.input(update_model, [ui.shown_models, ui.picture, *chosen], in_view, **quick)
     ui.look.input(update, [ui.picture, *chosen], in_view, **quick)

@@ -164,16 +164,6 @@ def _size(row: dict) -> str:
     return f"{4 * row['parameters'] / 1e6:.0f} MB"
 
 
-def table(headers: list[str], rows: list[list[str]]) -> str:
-    """A table; its first column names the rows."""
-    head = "".join(f'<th scope="col">{escape(header)}</th>' for header in headers)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-        for name, *cells in rows
-    )
-    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def note(text: str) -> str:
     """A quiet line."""
     return f'<p class="note">{escape(text)}</p>'

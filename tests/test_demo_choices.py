@@ -113,7 +113,9 @@ def test_ones_own_checkpoint_answers_and_its_texts_are_only_texts(visitors, tmp_
     visitor.turn_to("Batch")
     visitor.give("#files input", {f"{HOSTILE[0]}.png".replace("/", ""): png(2), "bad.png": b"bad"})
     expect(visitor.find("#batch tbody tr")).to_have_count(2)
-    assert visitor.find('#batch img, #batch script, [onerror], [onfocus], .bar b, img[src="x"]').count() == 0
+    assert (
+        visitor.find('#batch img:not([alt=""]), #batch script, [onerror], [onfocus], .bar b, img[src="x"]').count() == 0
+    )
     stranger = visitors()
     stranger.page.get_by_role("combobox", name="Model", exact=True).click()
     expect(stranger.page.get_by_role("option")).to_have_count(2)
@@ -284,16 +286,20 @@ def test_a_place_is_marked_in_the_picture_and_in_all_blocks(visitor):
 def test_many_pictures_become_a_table_and_a_csv_file(visitor, tmp_path, monkeypatch):
     files = {f"picture {number}.png": png(number) for number in range(19)}
     files = {"Broken.jpg": encode(draw(1, 300, 200), "JPEG")[:3000], '=1+1 späß, "quoted".png': png(30)} | files
+    files["Huge.jpg"] = bytes(20 * 2**20 + 1)
     names, held = list(files), hold_at(5, monkeypatch)
     visitor.turn_to("Batch")
     visitor.give("#files input", files)
-    expect(visitor.find("#batch")).to_contain_text(re.compile(r"\b5/21\b"))
+    expect(visitor.find("#batch")).to_contain_text(re.compile(r"\b5/22\b"))
     held.set()
     rows = visitor.find("#batch tbody tr")
-    expect(rows.locator("th")).to_have_text(names)
+    expect(rows).to_have_count(22)
+    for row, name in zip(rows.all(), names, strict=True):
+        expect(row.locator("th")).to_contain_text(name)
+    expect(rows.last).to_contain_text("it has 20 MB, and up to 20 MB fit; make it smaller")
     expect(rows.first).to_contain_text("Broken.jpg is damaged or cut short")
     expect(visitor.find("#batch .note")).to_have_text(
-        re.compile(rf"^20 of 21 pictures answered by {SHIPPED} in \d+\.\d s\. 1 could not be read\.$")
+        re.compile(rf"^20 of 22 pictures answered by {SHIPPED} in \d+\.\d s\. 2 could not be read\.$")
     )
     expected = visitor.app.models.get(SHIPPED).classify_many(list(files.values())[1:16], 2)
     table = visitor.downloads_csv()
@@ -307,6 +313,41 @@ def test_many_pictures_become_a_table_and_a_csv_file(visitor, tmp_path, monkeypa
             second.score,
             "",
         ]
+
+
+def test_many_pictures_are_sorted_opened_and_removed(visitor):
+    files = {f"{seed}.png": png(seed) for seed in range(8)} | {"broken_name.png": b"broken"}
+    visitor.turn_to("Batch")
+    visitor.give("#files input", files)
+    rows = visitor.find("#batch tbody tr")
+    expect(rows).to_have_count(9)
+    best = {name: visitor.app.answer(data)[0][0] for name, data in list(files.items())[:8]}
+    for header, key in (("Answer", lambda name: best[name].label), ("Score", lambda name: -best[name].score)):
+        visitor.find("#batch thead").get_by_role("button", name=header).first.click()
+        names = rows.locator("button span").all_inner_texts()
+        assert [key(name) for name in names] == sorted(map(key, names)) and len(names) == 8
+    assert rows.last.locator("th").inner_text().startswith("broken_name.png")
+    assert min(demo_browser.decoded(rows.first.locator("img").get_attribute("src")).size) > 8
+    name = rows.locator("button span").nth(2).inner_text()
+    rows.locator("button").nth(2).click()
+    visitor.sees_answer(name, files[name])
+    expect(visitor.find('html[data-tab="Answer"]')).to_be_attached()
+    visitor.turn_to("Batch")
+    visitor.find("#files").get_by_role("button", name=re.compile("Remove|Clear")).first.click()
+    expect(rows).not_to_have_count(9)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_word_of_the_table_is_broken_and_it_is_no_wider_than_the_screen(visitors, width):
+    visitor = visitors(viewport={"width": width, "height": 844})
+    visitor.turn_to("Batch")
+    visitor.give("#files input", {"a_very_long_name_of-a.picture_that-somebody_has_taken.png": png(1)})
+    cells = visitor.find("#batch tbody td")
+    expect(cells).to_have_count(4)
+    for cell in cells.all():
+        lines = "const of = document.createRange(); of.selectNodeContents(each); return of.getClientRects().length;"
+        assert cell.evaluate(f"each => {{ {lines} }}") == 1
+    assert visitor.page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def hold_at(number: int, monkeypatch) -> threading.Event:
@@ -335,7 +376,7 @@ def test_a_folder_is_answered_by_the_chosen_model(visitor, tmp_path):
     visitor.give('input[data-testid="Choose a folder-upload-button"]', tmp_path)
     expect(visitor.find("#batch tbody tr")).to_have_count(4)
     table = {row["picture"]: row for row in visitor.downloads_csv()}
-    assert "cannot be read as a picture" in table.pop("notes.txt")["problem"]
+    assert "cannot be read as a picture" in table.pop(f"{tmp_path.name}/notes.txt")["problem"]
     for name, data in list(files.items())[:3]:
-        (best, _), row = visitor.app.answer(data, SECOND)[0][:2], table[name.split("/")[-1]]
+        (best, _), row = visitor.app.answer(data, SECOND)[0][:2], table[f"{tmp_path.name}/{name}"]
         assert row["answer"] == best.label and float(row["score"]) == pytest.approx(best.score, abs=1e-6)
