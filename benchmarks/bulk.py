@@ -8,15 +8,20 @@ processor time that it and its workers took in that time, divided by it.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # the repository, so that `benchmarks` is found
+
+from benchmarks.harness import print_machine, table, take_turns, write_json  # noqa: E402
+from benchmarks.options import at_least_one, in_a_folder  # noqa: E402
+
 SIZES = {"640 x 480": ((640, 480), 1024), "4000 x 3000": ((4000, 3000), 96)}
 DRAWN = 16  # different pictures; the others are copies
 
@@ -101,25 +106,25 @@ def run(code: str, model: str, folder: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="convmixer_256_8_cifar10")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    rows = []
+    parser.add_argument("--rounds", type=at_least_one, default=3)
+    parser.add_argument("--json", type=in_a_folder)
+    options, rows = parser.parse_args(), []
+    print_machine()
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{options.model}, medians of {options.rounds} rounds\n{'':<30} {'images/s':>9} {'cores':>6}")
         for name, (size, count) in SIZES.items():
             draw(Path(folder, name), size, count)
-            results = {contestant: [] for contestant in CONTESTANTS}
-            for _ in range(options.rounds):
-                for contestant, code in CONTESTANTS.items():
-                    results[contestant].append(run(code, options.model, Path(folder, name)))
-            for contestant, figures in results.items():
-                rate, cores = (statistics.median(column) for column in zip(*figures, strict=True))
-                rows.append({"pictures": name, "contestant": contestant, "images_per_s": rate, "cores": cores})
-                ratio = rate / next(row["images_per_s"] for row in rows if row["pictures"] == name)
-                print(f"{name:<12} {contestant:<17} {rate:9.1f} {cores:6.2f}  {ratio:5.2f} x")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+            found = take_turns(
+                {who: partial(run, code, options.model, Path(folder, name)) for who, code in CONTESTANTS.items()},
+                options.rounds,
+            )
+            medians = {
+                who: [statistics.median(column) for column in zip(*turns, strict=True)] for who, turns in found.items()
+            }
+            first = next(iter(medians.values()))[0]
+            rows += [[name, who, rate, cores, rate / first] for who, (rate, cores) in medians.items()]
+    print(f"{options.model}, medians of {options.rounds} rounds\n")
+    print(table(["pictures", "", "images/s", "cores", "x the first"], rows))
+    write_json(options.json, rows)
 
 
 if __name__ == "__main__":

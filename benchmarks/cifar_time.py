@@ -12,7 +12,6 @@ a run ends with; a target is reached at the first epoch that measures it.
 
 import argparse
 import csv
-import json
 import statistics
 import subprocess
 import sys
@@ -24,8 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script
     sys.path[0] = str(ROOT)  # the repository, so that `benchmarks` is found
 
-from benchmarks.options import Parser  # noqa: E402
+from benchmarks.harness import median_of, table, write_json  # noqa: E402
+from benchmarks.options import Parser, in_a_folder  # noqa: E402
 
+FIGURES = ("top1", "images_per_s", "seconds", "all_s")
 TARGETS = (92.6, 94.0, 96.0)  # percent
 
 
@@ -61,34 +62,15 @@ def run_once(options: argparse.Namespace, seed: int, folder: Path) -> dict:
     }
 
 
-def table(runs: list[dict]) -> list[str]:
-    """Markdown: a row a run, and one of medians."""
-    targets = list(runs[0]["reached_s"])
-    heads = ["seed", "top-1", "images/s", "seconds", "all", *(f"to {target} %" for target in targets)]
-    rows = [
-        [str(run["seed"]), *_figures(run), *(_seconds(run["reached_s"][target]) for target in targets)] for run in runs
-    ]
-    middle = {
-        name: statistics.median(run[name] for run in runs) for name in ("top1", "images_per_s", "seconds", "all_s")
-    }
-    ends = []
-    for target in targets:  # a median of runs that all reached it
-        times = [run["reached_s"][target] for run in runs]
-        ends.append(_seconds(None if None in times else statistics.median(times)))
-    rows.append(["median", *_figures(middle), *ends])
-    return [_row(heads), "|---" * len(heads) + "|", *map(_row, rows)]
-
-
-def _figures(run: dict) -> list[str]:
-    return [f"{run['top1']:.2f} %", f"{run['images_per_s']:,.0f}", _seconds(run["seconds"]), _seconds(run["all_s"])]
-
-
-def _seconds(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:.1f}"
-
-
-def _row(values: list[str]) -> str:
-    return f"| {' | '.join(values)} |"
+def rows_of(runs: list[dict]) -> list[list[object]]:
+    """A row a run, and one of medians; of a target only where all runs reached it."""
+    middle = {name: statistics.median(run[name] for run in runs) for name in FIGURES}
+    middle["reached_s"] = {t: median_of(run["reached_s"][t] for run in runs) for t in runs[0]["reached_s"]}
+    rows = [[run.get("seed", "median"), *(run[name] for name in FIGURES)] for run in (*runs, middle)]
+    for row, run in zip(rows, (*runs, middle), strict=True):
+        row += ["not reached" if seconds is None else f"{seconds:.1f}" for seconds in run["reached_s"].values()]
+        row[1] = f"{row[1]:.2f} %"
+    return rows
 
 
 def main() -> int:
@@ -98,22 +80,20 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", type=float, default=TARGETS, help="percent on the hold-out")
     parser.add_argument("--out", type=Path, help="keep the run folders there")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=in_a_folder, metavar="FILE")
     ours, rest = sys.argv[1:], []
     if "--" in ours:
         cut = ours.index("--")
         ours, rest = ours[:cut], ours[cut + 1 :]
     options = parser.parse_args(ours)
     options.rest = rest
-    if options.json and not options.json.absolute().parent.is_dir():
-        parser.error(f"there is no folder for {options.json}")
     runs = []
     with tempfile.TemporaryDirectory() as temporary:
         for seed in options.seeds:
             runs.append(run_once(options, seed, options.out or Path(temporary)))
-            if options.json:
-                options.json.write_text(json.dumps({"recipe": options.recipe, "options": rest, "runs": runs}, indent=1))
-    print("", *table(runs), sep="\n")
+            write_json(options.json, {"recipe": options.recipe, "options": rest, "runs": runs})
+    heads = ["seed", "top-1", "images/s", "seconds", "all", *(f"to {target} %" for target in runs[0]["reached_s"])]
+    print("\n" + table(heads, rows_of(runs)))
     return 0
 
 

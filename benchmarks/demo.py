@@ -10,7 +10,6 @@ when it is asked directly. The parts page and clicks need playwright and Chromiu
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -22,8 +21,9 @@ sys.path[0] = str(ROOT)  # the repository, so that `demo` and `benchmarks` are f
 
 from benchmarks.demo_browser import open_browser, run_clicks, run_page  # noqa: E402
 from benchmarks.demo_load import PICTURES, ROUNDS, pictures_with_answers, run_load, run_queue  # noqa: E402
-from benchmarks.demo_server import MODEL, Failure, Server, serve_constant  # noqa: E402
-from benchmarks.options import at_least_one  # noqa: E402
+from benchmarks.demo_server import MODEL, Server, serve_constant  # noqa: E402
+from benchmarks.harness import Failure, write_json  # noqa: E402
+from benchmarks.options import at_least_one, in_a_folder  # noqa: E402
 
 PARTS = ("page", "clicks", "load", "queue")
 
@@ -151,20 +151,17 @@ def main() -> int:
     parser.add_argument("--clients", type=at_least_one, default=50)
     parser.add_argument("--requests", type=at_least_one, default=2000, help="of all clients together")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="some of the parts")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
+    parser.add_argument("--json", type=in_a_folder, metavar="FILE", help="write every figure there, too")
     parser.add_argument("--constant", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.json and not options.json.absolute().parent.is_dir():  # said now, and not after three minutes
-        parser.error(f"there is no folder for {options.json}")
     if options.constant:
         serve_constant(options.port)
         return 0
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = measure(options, Path(folder))
-        if options.json:
-            options.json.write_text(json.dumps(result, indent=1))
+        write_json(options.json, result)
     except (Failure, OSError) as error:
         print(f"benchmarks/demo.py: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from benchmarks.demo_load import jpeg
-from benchmarks.demo_server import Failure, Server
+from benchmarks.demo_server import Server
+from benchmarks.harness import Failure
 
 ROUNDS = 5
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

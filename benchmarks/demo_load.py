@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.demo_server import MODEL, Client, Outcome, Picture, Server
+from benchmarks.harness import percentiles
 
 TOLERANCE = 1e-5  # between two scores; the same picture gives the same one, but for the order of a few sums
 APART = 1e-3  # at least, the largest difference between two pictures' scores: a mistaken one would be noticed
@@ -100,14 +101,14 @@ def run_load(ours: Server, floor: Server, pictures: list[Picture], clients: int,
         rates[name].append(sum(shares) / (time.perf_counter() - start))
     result = {}
     for name, server in servers.items():
-        seconds = sorted(outcome.seconds for outcome in outcomes[name])
+        seconds = [outcome.seconds for outcome in outcomes[name]]
         after = server.state()
         memory[name].append((len(seconds), after.get("MB")))
         result[name] = {
             "requests": len(seconds),
             "requests/s": statistics.median(rates[name]),
             "requests/s of each round": rates[name],
-            **{f"p{p}": seconds[min(len(seconds) - 1, len(seconds) * p // 100)] for p in (50, 95, 99)},
+            **percentiles(seconds),
             "errors": Counter(outcome.error for outcome in outcomes[name] if outcome.error),
             "MB": memory[name],
             "before": before[name],

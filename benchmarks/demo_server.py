@@ -1,57 +1,30 @@
 """The servers that benchmarks/demo.py measures, and a client that speaks HTTP to them without a library."""
 
 import json
-import os
 import re
 import secrets
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import harness
+from benchmarks.harness import ROOT, Failure
+
 MODEL = "convmixer_256_8_cifar10"
 TOP_K = 10  # all classes of the shipped model, so that the whole vector of scores is compared
-UNTIL_UP = 120  # seconds that a server may take to start
 
 
-class Failure(Exception):
-    """What keeps the measurement from going on, in one line."""
-
-
-class Server:
+class Server(harness.Server):
     """A web server in a process of its own, with a folder of its own for uploads."""
 
     def __init__(self, *words: object, log: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uploads, self.log = log.with_suffix(".uploads"), log
-        environment = os.environ | {"GRADIO_TEMP_DIR": str(self.uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
-        command = [sys.executable, *map(str, words), "--port", str(self.port)]
-        start = time.perf_counter()
-        with open(log, "w") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-        while not self._answers():
-            if self.process.poll() is not None or time.perf_counter() - start > UNTIL_UP:
-                self.close()
-                lines = [*filter(None, map(str.strip, log.read_text().splitlines()))]
-                raise Failure(f"{words[0]} did not start: {lines[-1] if lines else 'it said nothing'}")
-            time.sleep(0.01)
-        self.start_seconds = time.perf_counter() - start
+        self.uploads = log.with_suffix(".uploads")
+        environment = {"GRADIO_TEMP_DIR": str(self.uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
+        super().__init__(str(words[0]), [*words, "--port", "{port}"], log, "/", cwd=ROOT, env=environment)
         config = Client(self).get("/config")
         self.functions = {event["api_name"]: event["id"] for event in config["dependencies"]}
-
-    def _answers(self) -> bool:
-        try:
-            Client(self).request("GET", "/").read()
-        except (OSError, HTTPException):
-            return False
-        return True
 
     def state(self) -> dict[str, float]:
         """What the process holds: resident memory in MB, threads, open files, and files among its uploads."""
@@ -73,14 +46,6 @@ class Server:
     def complaints(self) -> int:
         """Tracebacks that the server printed."""
         return self.log.read_text().count("Traceback")
-
-    def close(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 def serve_constant(port: int) -> None:

@@ -21,74 +21,25 @@ torch.compile starts.
 
 import argparse
 import contextlib
-import importlib.util
-import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # the repository, so that `benchmarks` is found
 
+from benchmarks.harness import Failure, Process, plot, print_machine, table, take_turns, write_json  # noqa: E402
 from benchmarks.inference_contestants import CEILING, CONTESTANTS, MEASURE, OURS, PRODUCTS  # noqa: E402
 from benchmarks.inference_models import MODELS, Cell  # noqa: E402
-from benchmarks.inference_report import cell_lines, machine, markdown, plot  # noqa: E402
-from benchmarks.options import Parser, at_least_one  # noqa: E402
+from benchmarks.options import Parser, at_least_one, in_a_folder  # noqa: E402
 
 BATCHES = (1, 4, 16, 64)
 LEFT_OUT = (("convmixer_1536_20", 64), ("convmixer_768_32", 64))  # unless --batches asks: as long as all the rest
-LEAST_ROUNDS = 3  # taken however long they last
 PAUSE = 0.1  # seconds before a turn: ONNX Runtime's threads go on waiting for work, at full speed, for half of that
-QUIET = 0.5  # the load average up to which nothing is said about it
 TOLERANCE = 1e-4  # of the largest logit: between float32 contestants only rounding differs
-
-
-class Failure(Exception):
-    """One line that says why the run cannot go on."""
-
-
-class Ended(Failure):
-    """A contestant's process ended where it should have answered."""
-
-
-class Contestant:
-    """The process of one contestant, and what is known about it."""
-
-    def __init__(self, name: str, cell: Cell):
-        self.name, self.precision, self.first, self.times = name, None, None, []
-        words = ["-m", "benchmarks.inference_contestants", name, cell.model, cell.folder, cell.batch]
-        words += ["--threads", cell.threads] if cell.threads else []
-        command = [sys.executable, *map(str, words)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def read(self) -> dict:
-        """The next answer. Raises Failure if the process has ended."""
-        line = self.process.stdout.readline()
-        if not line:
-            raise Ended(f"{self.name} ended without an answer (exit status {self.process.wait()}); see above")
-        return json.loads(line)
-
-    def turn(self) -> float:
-        """Seconds of one batch."""
-        print(file=self.process.stdin, flush=True)
-        return self.read()["seconds"]
-
-    def finish(self) -> float | None:
-        """Ends the process; gives its memory in MB."""
-        self.process.stdin.close()
-        return self.read()["megabytes"]
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.stdout.close()
+HEADS = ("", "ms", "images/s", "x timm", "of the ceiling", "MB", "largest difference", "first call, s")
 
 
 def check_logits(logits: dict, precisions: dict[str, str]) -> dict[str, float]:
@@ -110,103 +61,92 @@ def check_logits(logits: dict, precisions: dict[str, str]) -> dict[str, float]:
     return differences
 
 
-def line_up(cell: Cell, names: list[str], stack: contextlib.ExitStack) -> tuple[list[Contestant], dict[str, str]]:
-    """The contestants, each after its first call, and why others are left out. ``stack`` ends their processes."""
-    racing, skipped = [], {}
-    started = [Contestant(name, cell) for name in names]
-    for contestant in started:
-        stack.callback(contestant.close)
-    for contestant in started:  # they load at the same time, and take their first turns one by one: that needs memory
+def line_up(cell: Cell, names: list[str], stack: contextlib.ExitStack) -> tuple[dict[str, Process], dict, dict]:
+    """The contestants, each after its first call; its precision and first seconds; and why others are left out."""
+    words = [cell.model, cell.folder, cell.batch, *filter(None, [cell.threads])]
+    started = [Process(name, ["-m", "benchmarks.inference_contestants", name, *words]) for name in names]
+    racing, firsts, skipped = {}, {}, {}
+    for process in started:
+        stack.callback(process.close)
+    for process in started:  # they load at the same time, and take their first turns one by one: that needs memory
         try:
-            hello = contestant.read()
+            hello = process.read()
             if "skipped" in hello:
-                skipped[contestant.name] = hello["skipped"]
+                skipped[process.name] = hello["skipped"]
                 continue
-            contestant.precision = hello["precision"]
-            contestant.first = contestant.turn()
-            racing.append(contestant)
-        except Ended as error:
-            if contestant.name in (MEASURE, *OURS):
+            firsts[process.name] = {"precision": hello["precision"], "first_s": process.turn()["seconds"]}
+            racing[process.name] = process
+        except Failure as error:
+            if process.name in (MEASURE, *OURS):
                 raise
-            skipped[contestant.name] = str(error)  # a peer that fails does not cost the others their figures
-    return racing, skipped
+            skipped[process.name] = str(error)  # a peer that fails does not cost the others their figures
+    return racing, firsts, skipped
 
 
 def race(cell: Cell, names: list[str], rounds: int, seconds: float) -> dict:
-    """All contestants with one model and batch size; what is known of them, as JSON values.
-
-    Stops after ``rounds`` rounds, or once ``seconds`` have gone by and LEAST_ROUNDS are done.
-    """
+    """All contestants with one model and batch size; what is known of them, as JSON values."""
     import numpy as np
 
     with contextlib.ExitStack() as stack:
-        racing, skipped = line_up(cell, names, stack)
-        networks = [contestant for contestant in racing if contestant.name not in PRODUCTS]
-        logits = {contestant.name: np.load(cell.folder / f"{contestant.name}.npy") for contestant in networks}
-        differences = check_logits(logits, {contestant.name: contestant.precision for contestant in networks})
-        start = time.monotonic()
-        for number in range(rounds):
-            if number >= LEAST_ROUNDS and time.monotonic() - start > seconds:
-                break
-            for contestant in racing[:: -1 if number % 2 else 1]:  # nobody always follows the same one
-                time.sleep(PAUSE)
-                contestant.times.append(contestant.turn())
-        megabytes = {contestant.name: contestant.finish() for contestant in racing}
-    medians = {contestant.name: statistics.median(contestant.times) for contestant in racing}
+        racing, about, skipped = line_up(cell, names, stack)
+        logits = {name: np.load(cell.folder / f"{name}.npy") for name in racing if name not in PRODUCTS}
+        differences = check_logits(logits, {name: about[name]["precision"] for name in racing})
+        calls = {name: lambda process=process: process.turn()["seconds"] for name, process in racing.items()}
+        times = take_turns(calls, rounds, seconds, PAUSE)
+        for name, process in racing.items():
+            process.process.stdin.close()
+            about[name]["megabytes"] = process.read()["megabytes"]
+    medians = {name: statistics.median(values) for name, values in times.items()}
     floor = min((medians[name] for name in CEILING if name in medians), default=None)
-    contestants = {}
-    for contestant in racing:
-        median = medians[contestant.name]
-        contestants[contestant.name] = {
-            "precision": contestant.precision,
-            "median_s": median,
-            "images_per_s": cell.batch / median,
-            "against_timm_eager": medians[MEASURE] / median,
-            "share_of_ceiling": None if floor is None else floor / median,
-            "megabytes": megabytes[contestant.name],
-            "largest_difference": differences.get(contestant.name),
-            "first_call_s": contestant.first if contestant in networks else None,  # with what happens only once
-            "times_s": contestant.times,
-        }
+    for name, median in medians.items():
+        about[name] |= {"times_s": times[name], "median_s": median, "images_per_s": cell.batch / median}
+        about[name] |= {"against_timm_eager": medians[MEASURE] / median, "largest_difference": differences.get(name)}
+        about[name]["share_of_ceiling"] = floor and floor / median
     largest = float(np.abs(logits[MEASURE]).max())
-    counts = {"rounds": len(racing[0].times), "largest_logit": largest, "floor_s": floor}
-    return {"model": cell.model, "batch": cell.batch, **counts, "contestants": contestants, "skipped": skipped}
+    result = {"model": cell.model, "batch": cell.batch, "rounds": len(times[MEASURE]), "largest_logit": largest}
+    return result | {"contestants": about, "skipped": skipped}
 
 
-def run(options: argparse.Namespace, result: dict) -> None:
-    """Adds to ``result`` every model and batch size that was asked for. --json is written after each."""
-    start = time.monotonic()
+def report(cell: dict) -> str:
+    """A table, and ours against the best peer of the same precision."""
+    rows, best = [], []
+    for name, about in cell["contestants"].items():
+        text = name if about["precision"] in (*name.split(), "float32") else f"{name} ({about['precision']})"
+        share = about["share_of_ceiling"] and f"{100 * about['share_of_ceiling']:.0f} %"
+        speeds = [1000 * about["median_s"], about["images_per_s"], about["against_timm_eager"]]
+        network = None if name in PRODUCTS else about["first_s"]
+        rows.append([text, *speeds, share, about["megabytes"], about["largest_difference"], network])
+        peers = {
+            about["images_per_s"] / other["images_per_s"]: peer
+            for peer, other in cell["contestants"].items()
+            if peer not in (*OURS, *PRODUCTS) and other["precision"] == about["precision"]
+        }
+        if name in OURS and peers:
+            best.append(f"{name}: {min(peers):.2f} x {peers[min(peers)]}, the best peer of its precision")
+    head = f"\n{cell['model']}, batch {cell['batch']}, {cell['rounds']} rounds, the largest logit is "
+    left_out = (f"{name} is left out: {reason}" for name, reason in cell["skipped"].items())
+    return "\n".join([f"{head}{cell['largest_logit']:.3g}", table(HEADS, rows), *best, *left_out])
+
+
+def run(options: argparse.Namespace, cells: list[dict]) -> None:
+    """Adds to ``cells`` every model and batch size that was asked for. --json is written after each."""
     chosen = {MEASURE, *(options.only or CONTESTANTS)}
     names = [name for name in CONTESTANTS if name in chosen]
-    settings = {"rounds": options.rounds, "seconds": options.seconds, "threads": options.threads}
-    result |= {"machine": machine(), "load_before": load_average(), **settings}
-    told = set()
-    if result["load_before"] and result["load_before"] > QUIET:
-        print(f"The load average is {result['load_before']:.1f}: what else runs here takes its share of every figure.")
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
             words = [sys.executable, "-m", "benchmarks.inference_models", model, folder]
             batches = options.batches or [batch for batch in BATCHES if (model, batch) not in LEFT_OUT]
-            words += ["--pictures", str(max(batches))]
-            words += ["--onnx"] if {"ONNX Runtime", "OpenVINO float32", "OpenVINO as it comes"} & chosen else []
+            words += [
+                str(max(batches)),
+                *(["onnx"] if any(name.startswith(("ONNX", "Open")) for name in names) else []),
+            ]
             if subprocess.run(words, cwd=ROOT, check=False).returncode:
                 raise Failure(f"the files of {model} could not be written; see above")
             for batch in sorted(set(batches)):
-                cell = race(Cell(model, batch, Path(folder), options.threads), names, options.rounds, options.seconds)
-                result["cells"].append(cell)
-                result["total_s"] = time.monotonic() - start
-                if options.json:
-                    options.json.write_text(json.dumps(result, indent=1))
-                for name, reason in cell["skipped"].items():
-                    if (name, reason) not in told:
-                        print(f"{name} is left out: {reason}", flush=True)
-                    told.add((name, reason))
-                print(*cell_lines(cell), sep="\n", flush=True)
-
-
-def load_average() -> float | None:
-    """Processes that wanted to run in the last minute; None where the system does not count them."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+                cell = Cell(model, batch, Path(folder), options.threads)
+                cells.append(race(cell, names, options.rounds, options.seconds))
+                write_json(options.json, cells)
+                print(report(cells[-1]), flush=True)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -219,35 +159,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=at_least_one, default=15, help="at most; default: 15")
     parser.add_argument("--seconds", type=float, default=40, help="for the rounds of a batch size; 3 are always taken")
     parser.add_argument("--threads", type=at_least_one, help="of every contestant; default: as each library chooses")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw images a second against timm eager, as PNG")
-    options = parser.parse_args(argv)
-    for file in filter(None, (options.json, options.plot)):  # said now, and not after half an hour
-        if not file.absolute().parent.is_dir():
-            parser.error(f"there is no folder for {file}")
-    if options.plot and options.plot.suffix.lower() != ".png":
-        parser.error(f"--plot {options.plot}: the name must end in .png")
-    for package, reason in (("timm", "the measure"), *([("matplotlib", "for --plot")] if options.plot else [])):
-        if importlib.util.find_spec(package) is None:
-            parser.error(f"{package} is not installed, which is needed ({reason}): pip install {package}")
-    return options
+    parser.add_argument("--json", type=in_a_folder, metavar="FILE", help="write every figure there, too")
+    parser.add_argument("--plot", type=in_a_folder, metavar="FILE", help="draw images a second, as PNG")
+    return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    options, result = parse(argv), {"cells": []}
+def main() -> int:
+    options, cells = parse(None), []
+    print_machine()
     try:
-        try:
-            run(options, result)
-        finally:  # what was measured before a failure is not lost
-            if result["cells"]:
-                print(f"\n{markdown(result)}", flush=True)
-                if options.plot:
-                    plot(options.plot, result)
-    except KeyboardInterrupt:
-        return 130
+        run(options, cells)
     except (Failure, OSError) as error:
         print(f"benchmarks/inference.py: {error}", file=sys.stderr)
         return 1
+    panels = {
+        f"{cell['model']}, batch {cell['batch']}": {
+            name: about["images_per_s"] for name, about in cell["contestants"].items() if name not in PRODUCTS
+        }
+        for cell in cells
+    }
+    plot(options.plot, "Images a second", panels)
     return 0
 
 

@@ -1,13 +1,12 @@
 """The contestants of benchmarks/inference.py: each a process that loads one model and answers over a pipe.
 
-    python -m benchmarks.inference_contestants NAME MODEL FOLDER BATCH [--threads N]     in the repository
+    python -m benchmarks.inference_contestants NAME MODEL FOLDER BATCH [THREADS]     in the repository
 
 A contestant is a generator. Up to its first yield it imports its libraries and reads the pictures; then its memory is
 noted, and it loads the model. Its second yield gives (precision, alternatives): ways to do the whole batch, each a call
 and how often it is needed. The call gives the logits, (batch, classes), or None for what is no network.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from benchmarks.harness import memory
 from benchmarks.inference_models import ONNX_PACKAGES, Cell, missing
 
 TURN = 0.1  # seconds that a turn lasts at least
@@ -182,15 +182,6 @@ PRODUCTS = ("torch.mm", "oneDNN product", "oneDNN product bfloat16")
 CEILING = PRODUCTS[:2]  # the better one of them is the ceiling
 
 
-def memory(field: str) -> float | None:
-    """VmRSS, what this process has in memory, or VmHWM, the most it ever had, in MB; None where Linux is not."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:")), None)
-
-
 def seconds_of(call: Callable, turn: float = TURN) -> float:
     """The median of as many calls as fit into ``turn`` seconds, at least one.
 
@@ -210,6 +201,8 @@ def serve(name: str, cell: Cell) -> None:
     The first call writes the logits to NAME.npy in the cell's folder, and its seconds include what happens only once,
     such as compiling. Every later line is a turn, and its seconds are those of one batch.
     """
+    import numpy as np
+
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is not taken for an answer
 
@@ -231,28 +224,12 @@ def serve(name: str, cell: Cell) -> None:
         start = time.perf_counter()
         for logits in [call() for call, _ in alternatives]:
             if logits is not None:
-                write_logits(cell.folder / f"{name}.npy", logits)
+                np.save(cell.folder / f"{name}.npy", logits)
         answer(seconds=time.perf_counter() - start)
     peak = memory("VmHWM")
     answer(megabytes=None if peak is None else peak - before)
 
 
-def write_logits(path: Path, logits) -> None:
-    import numpy as np
-
-    np.save(path, logits)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=CONTESTANTS)
-    parser.add_argument("model")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("batch", type=int)
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
-    serve(options.name, Cell(options.model, options.batch, options.folder, options.threads))
-
-
 if __name__ == "__main__":
-    main()
+    name, model, folder, batch, *threads = sys.argv[1:]
+    serve(name, Cell(model, int(batch), Path(folder), int(threads[0]) if threads else None))

@@ -1,13 +1,13 @@
 """What every contestant of benchmarks/inference.py is given: one checkpoint, one ONNX file and one set of pictures.
 
-    python -m benchmarks.inference_models MODEL FOLDER [--pictures 64] [--onnx]     in the repository
+    python -m benchmarks.inference_models MODEL FOLDER PICTURES [onnx]     in the repository
 
-writes MODEL.safetensors, with --onnx MODEL.onnx, and pictures.npy into FOLDER. A process of its own, so that what
+writes MODEL.safetensors, with onnx MODEL.onnx, and pictures.npy into FOLDER. A process of its own, so that what
 PyTorch keeps of this work is not in memory while the contestants run.
 """
 
-import argparse
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,15 +108,6 @@ def write(name: str, folder: Path, pictures: int, onnx: bool) -> None:
         export_onnx(cell.checkpoint, cell.onnx)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=MODELS)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--onnx", action="store_true")
-    options = parser.parse_args()
-    write(options.model, options.folder, options.pictures, options.onnx)
-
-
 if __name__ == "__main__":
-    main()
+    name, folder, pictures, *onnx = sys.argv[1:]
+    write(name, Path(folder), int(pictures), bool(onnx))

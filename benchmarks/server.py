@@ -25,7 +25,6 @@ import base64
 import contextlib
 import io
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -38,16 +37,60 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # the repository, so that `docs` and `benchmarks` are found
 
-from benchmarks.options import at_least_one  # noqa: E402
-from benchmarks.server_process import CogServer, Failure, start_echo, start_ours  # noqa: E402
+from benchmarks.harness import Failure, Server, percentiles, print_machine, table, write_json  # noqa: E402
+from benchmarks.options import at_least_one, in_a_folder  # noqa: E402
 from docs.client import ServerError, ask  # noqa: E402
 
 MODEL = "convmixer_256_8_cifar10"
 WIDTH, HEIGHT = 640, 480
 TOLERANCE = 1e-4  # between two scores; in a batch, sums are taken in another order
 BATCHES = (1, 2, 4, 8, 16)
-WANTED = 1.25
 PAUSE = 0.003  # seconds; about what the server itself takes between two uses of the model
+
+# The same inputs, checked against the same description. Nobody looks at the picture, which Cog decodes into a file as
+# for every predictor with a Path.
+ECHO = """
+import sys
+sys.path.insert(0, {root!r})
+from cog import BaseRunner, Input, Path
+from predict import MODELS, Output, Prediction
+
+
+class Predictor(BaseRunner):
+    async def run(
+        self,
+        image: Path = Input(description="The picture", accept="image/*"),
+        model: str = Input(description="The model", default="auto", choices=MODELS),
+        top_k: int = Input(description="How many classes", default=5, ge=1, le=100),
+        heatmap: bool = Input(description="Also a heat map", default=False),
+    ) -> Output:
+        ranked = [Prediction(label=f"label {{index}}", index=index, score=index / 37) for index in range(top_k)]
+        return Output(model="echo", engine="none", precision="none", predictions=ranked, heatmap=None)
+"""
+
+
+def start_ours(folder: Path, slots: int) -> Server:
+    """`python -m serving` with the shipped model."""
+    command = ["-m", "serving", "--port", "{port}", "--slots", slots]
+    name = f"serving, {slots} slots" if slots > 1 else "serving, 1 slot"
+    # No other model is to be found, whatever this machine has.
+    weights = {"COG_WEIGHTS": "", "CONVMIXER_CACHE": str(folder)}
+    log = folder / f"{name}.log"
+    return Server(name, command, log, cwd=folder, env={"PYTHONPATH": str(ROOT)} | weights)
+
+
+def start_echo(folder: Path, slots: int) -> Server:
+    """Cog's server, with as many slots, around a predictor that returns a constant."""
+    from serving.__main__ import write_schema
+
+    home = folder / f"echo-{slots}"
+    home.mkdir()
+    write_schema(home / ".cog" / "openapi_schema.json")
+    (home / "echo.py").write_text(ECHO.format(root=str(ROOT)))
+    environment = {"COG_PREDICT_TYPE_STUB": "echo.py:Predictor", "COG_MAX_CONCURRENCY": str(slots)}
+    command = ["-m", "cog.server.http", "--host", "127.0.0.1"]
+    name = f"echo, {slots} slots" if slots > 1 else "echo, 1 slot"
+    return Server(name, command, folder / f"{name}.log", cwd=home, env=environment)
 
 
 def draw_jpeg() -> bytes:
@@ -69,7 +112,7 @@ def request_body(picture: bytes) -> bytes:
     return json.dumps({"input": {"image": uri}}).encode()
 
 
-def load(server: CogServer, body: bytes, clients: int, requests: int, check: Callable[[dict], bool]) -> dict:
+def load(server: Server, body: bytes, clients: int, requests: int, check: Callable[[dict], bool]) -> dict:
     """All clients at once, each asking one question after the other: latencies, seconds in all, wrong answers."""
     seconds, wrong, lock = [], 0, threading.Lock()
 
@@ -137,7 +180,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
                 for server, check in contestants:
                     cells[server.name][clients].append(load(server, body, clients, options.requests, check))
     return {
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "device": str(classifier.device)},
         "rounds": options.rounds,
         "requests a round": options.requests,
         "body bytes": len(body),
@@ -153,9 +195,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
 
 def summary(rounds: list[dict]) -> dict:
     """The percentiles of all latencies of all rounds, and the median round's requests a second."""
-    seconds = sorted(taken for one in rounds for taken in one["seconds"])
+    seconds = [taken for one in rounds for taken in one["seconds"]]
     return {
-        **{f"p{p}": seconds[min(len(seconds) - 1, len(seconds) * p // 100)] for p in (50, 95, 99)},
+        **percentiles(seconds),
         "requests/s": statistics.median(len(one["seconds"]) / one["all"] for one in rounds),
         "requests": len(seconds),
         "wrong": sum(one["wrong"] for one in rounds),
@@ -170,36 +212,23 @@ def ratio(ours: dict, echo: dict, model: float, clients: int) -> float:
 
 
 def print_result(result: dict) -> None:
-    machine, model = result["machine"], result["model seconds"]
-    print(f"{machine['processor']}, {machine['cores']} cores, the network on {machine['device']}; ", end="")
+    model, rows, names = result["model seconds"], [], list(result["servers"])
     print(f"{result['rounds']} rounds of {result['requests a round']} requests, {result['body bytes']:,} bytes each")
-    print(f"The model alone, from the JPEG to the answer, in this process: {1000 * model:.1f} ms; ", end="")
     print(
-        f"after a pause of {1000 * PAUSE:g} ms, as in a server: {1000 * result['model seconds after a pause']:.1f} ms\n"
+        f"The model alone, from the JPEG to the answer, in this process: {1000 * model:.1f} ms; after a pause of",
+        end="",
     )
-    print("| server | clients | p50 ms | p95 ms | p99 ms | requests/s | against echo + model |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    names, bad = list(result["servers"]), 0
+    print(f" {1000 * PAUSE:g} ms, as in a server: {1000 * result['model seconds after a pause']:.1f} ms\n")
     for echo, name in zip(names[::2], names[1::2], strict=True):
         for each in (echo, name):
             for clients, cell in result["servers"][each].items():
-                bad += cell["wrong"]
-                latency = " | ".join(f"{1000 * cell[f'p{p}']:.1f}" for p in (50, 95, 99))
-                other = result["servers"][echo][clients]
-                share = "" if each == echo else f"{ratio(cell, other, model, clients):.2f}"
-                print(f"| `{each}` | {clients} | {latency} | {cell['requests/s']:.1f} | {share} |")
-    print(f"\nWanted: at most {WANTED}. Wrong answers: {bad}.\n")
-    print("| pictures together | network, ms a picture |\n|---:|---:|")
-    for batch, seconds in result["network seconds a picture"].items():
-        print(f"| {batch} | {1000 * seconds:.2f} |")
-
-
-def processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return "unknown processor"
+                share = None if each == echo else ratio(cell, result["servers"][echo][clients], model, clients)
+                latency = [1000 * cell[f"p{p}"] for p in (50, 95, 99)]
+                rows.append([each, clients, *latency, cell["requests/s"], share, cell["wrong"]])
+    heads = ["server", "clients", "p50 ms", "p95 ms", "p99 ms", "requests/s", "against echo + model", "wrong answers"]
+    print(table(heads, rows))
+    network = [[batch, 1000 * seconds] for batch, seconds in result["network seconds a picture"].items()]
+    print("\n" + table(["pictures together", "network, ms a picture"], network))
 
 
 def main() -> int:
@@ -208,16 +237,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--requests", type=at_least_one, default=100, help="of all clients together, in each round")
     parser.add_argument("--slots", type=at_least_one, default=16, help="of the second pair of servers; 1 for none")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
+    parser.add_argument("--json", type=in_a_folder, metavar="FILE", help="write every figure there, too")
     options = parser.parse_args()
-    if options.json and not options.json.absolute().parent.is_dir():  # said now, and not after minutes
-        parser.error(f"there is no folder for {options.json}")
+    print_machine()
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = measure(options, Path(folder))
         print_result(result)
-        if options.json:
-            options.json.write_text(json.dumps(result, indent=1))
+        write_json(options.json, result)
     except (Failure, ServerError, OSError) as error:
         print(f"benchmarks/server.py: {error}", file=sys.stderr)
         return 2

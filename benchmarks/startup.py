@@ -8,23 +8,22 @@ peers stand beside them: Cog's server with a predictor that does nothing, and wh
 """
 
 import argparse
-import contextlib
-import json
 import os
-import re
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # the repository, so that `benchmarks` is found
+
+from benchmarks.harness import Server, memory, print_machine, session, table, take_turns  # noqa: E402
+from benchmarks.options import at_least_one  # noqa: E402
+
 MODEL = "convmixer_256_8_cifar10"
-PATIENCE = 120  # seconds
 
 ECHO = """
 from cog import BaseRunner, Input
@@ -41,91 +40,53 @@ COMMANDS = {
     "import timm": ["-c", "import timm"],
 }
 SERVERS = {
-    "Cog, no model": (["-m", "cog.server.http", "--host", "127.0.0.1"], "/health-check"),
-    "server": (["-m", "serving"], "/health-check"),
-    "demo": ([str(ROOT / "demo" / "app.py"), "--model", MODEL], "/"),
+    "Cog, no model": (["-m", "cog.server.http", "--host", "127.0.0.1"], "/health-check", {}),
+    "server": (["-m", "serving", "--port", "{port}"], "/health-check", {"PYTHONPATH": str(ROOT)}),
+    "demo": ([ROOT / "demo" / "app.py", "--model", MODEL, "--port", "{port}"], "/", {"PYTHONPATH": str(ROOT)}),
 }
 
 
-def until_exit(arguments: list[str]) -> tuple[float, float]:
+def until_exit(words: list[str]) -> tuple[float, float]:
     """Seconds and megabytes of a whole process."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"startup.py: {' '.join(arguments)} ended with status {process.returncode}")
-    return time.perf_counter() - start, used.ru_maxrss / 1024
+        sys.exit(f"startup.py: {' '.join(words)} ended with status {process.returncode}")
+    return time.perf_counter() - start, used.ru_maxrss * 1024 / 1e6
 
 
-def until_ready(arguments: list[str], page: str, folder: str) -> tuple[float, float]:
+def until_ready(name: str, folder: Path) -> tuple[float, float]:
     """Seconds from the start of a server in ``folder`` until it is ready, and megabytes of its largest process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
-    environment = os.environ | {"PORT": port, "PATH": path, "COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
-    if "cog.server.http" not in arguments:
-        environment["PYTHONPATH"] = str(ROOT)
-        arguments = [*arguments, "--port", port]
-        environment["COG_WEIGHTS"] = str(ROOT / "convmixer" / "assets" / f"{MODEL}.safetensors")
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        options = {"cwd": folder, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
-        server = subprocess.Popen([sys.executable, *arguments], **options)
-        try:
-            while not is_ready(port, page):
-                if server.poll() is not None or time.perf_counter() - start > PATIENCE:
-                    log.seek(0)
-                    sys.exit(f"startup.py: the server did not start:\n{log.read().decode(errors='replace')}")
-                time.sleep(0.003)
-            return time.perf_counter() - start, max(map(megabytes, session(server.pid)))
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(PATIENCE)
-
-
-def is_ready(port: str, page: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=5) as answer:
-        return page == "/" or json.load(answer)["status"] == "READY"
-    return False
-
-
-def session(leader: int) -> list[int]:
-    """The processes that a server has started, itself included."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == leader:
-                found.append(int(folder.name))
-    return found
-
-
-def megabytes(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        if found := re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()):
-            return int(found[1]) / 1024
-    return 0.0
+    words, page, environment = SERVERS[name]
+    environment |= {"COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
+    environment |= {"COG_WEIGHTS": str(ROOT / "convmixer" / "assets" / f"{MODEL}.safetensors")}
+    server = Server(name, words, folder / "log", page, cwd=folder, env=environment)
+    try:
+        return server.start_seconds, max(memory("VmHWM", pid) or 0 for pid in session(server.process.pid))
+    finally:
+        server.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=at_least_one, default=9)
     rounds = parser.parse_args().rounds
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS | SERVERS}
+    print_machine()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "predict.py").write_text(ECHO)
-        for round_ in range(rounds + 1):  # the first unmeasured: files into the page cache, bytecode written
-            for name in results:
-                taken = until_exit(COMMANDS[name]) if name in COMMANDS else until_ready(*SERVERS[name], folder)
-                if round_:
-                    results[name].append(taken)
-    seconds = {name: statistics.median(each for each, _ in rows) for name, rows in results.items()}
-    print(f"{rounds} rounds\n{'':<31} {'seconds':>8} {'fastest':>8} {'slowest':>8} {'MB':>6}  import torch takes")
-    for name, rows in results.items():
-        times = [each for each, _ in rows]
-        line = f"{name:<31} {seconds[name]:8.2f} {min(times):8.2f} {max(times):8.2f} {max(mb for _, mb in rows):6.0f}"
-        print(f"{line}  {seconds['import torch'] / seconds[name]:5.1f} times as long")
+        contestants = {name: partial(until_exit, words) for name, words in COMMANDS.items()}
+        contestants |= {name: partial(until_ready, name, Path(folder)) for name in SERVERS}
+        found = take_turns(contestants, rounds + 1)
+    rows, torch = [], None
+    for name, turns in found.items():
+        times, sizes = zip(*turns[1:], strict=True)  # the first: files into the page cache, bytecode written
+        torch = torch or statistics.median(times)
+        rows.append(
+            [name, statistics.median(times), min(times), max(times), max(sizes), torch / statistics.median(times)]
+        )
+    print(f"{rounds} rounds\n" + table(["", "seconds", "fastest", "slowest", "MB", "import torch takes x"], rows))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def test_the_time_to_an_accuracy(cifar10_folder, python, tmp_path):
     options = ["--split", "full", "--epochs", 2, "--batch-size", 50, "--model.dim", 8, "--model.depth", 1]
     done = python("benchmarks/cifar_time.py", *words, "--", *options)
     assert done.returncode == 0, done.stderr
-    runs = json.loads(file.read_text())["runs"]
+    runs = json.loads(file.read_text())["result"]["runs"]
     assert [run["seed"] for run in runs] == [3, 4]
     for run in runs:
         with open(out / f"seed-{run['seed']}" / "metrics.csv", newline="") as rows:
@@ -137,8 +137,8 @@ def test_the_time_to_an_accuracy(cifar10_folder, python, tmp_path):
 
 def test_a_target_that_one_run_missed_has_no_median():
     run = {"seed": 0, "top1": 93.0, "images_per_s": 10.0, "seconds": 9.0, "all_s": 12.0}
-    rows = cifar_time.table([run | {"reached_s": {"92": 5.0}}, run | {"seed": 1, "reached_s": {"92": None}}])
-    assert rows[-1] == "| median | 93.00 % | 10 | 9.0 | 12.0 | not reached |"
+    rows = cifar_time.rows_of([run | {"reached_s": {"92": 5.0}}, run | {"seed": 1, "reached_s": {"92": None}}])
+    assert rows[-1] == ["median", "93.00 %", 10.0, 9.0, 12.0, "not reached"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import os
 import pickle
 import struct
 import sys
@@ -190,16 +189,18 @@ def _watching() -> Iterator[list[str]]:
 
 
 def _hear(event: str, arguments: tuple) -> None:
-    if _heard is None or _is_import_of_known(event, arguments):
+    if _heard is None:
         return
-    if event in FORBIDDEN:
+    is_writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
+    is_known = event == "import" and str(arguments[0]).split(".")[0] in IMPORTED_LATE
+    if (is_writing or event in FORBIDDEN) and not is_known and not _is_importing():
         _heard.append(f"{event} {arguments!r:.200}")
-    elif event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
-        _heard.append(f"open for writing {arguments!r:.200}")
 
 
-def _is_import_of_known(event: str, arguments: tuple) -> bool:
-    """Libraries import some of their modules late, by no pickle's word, and with that run files."""
-    if event == "import":
-        return str(arguments[0]).split(".")[0] in IMPORTED_LATE
-    return event == "exec" and os.path.isfile(arguments[0].co_filename)
+def _is_importing() -> bool:
+    """Whether an import that was heard is under way: it reads, compiles and runs files."""
+    frame = sys._getframe(1)
+    while frame := frame.f_back:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+    return False

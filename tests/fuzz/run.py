@@ -2,7 +2,6 @@
 
     pip install -r requirements/fuzz.txt
     python tests/fuzz/run.py pictures -max_total_time=60 -seed=1      # all libFuzzer options: -help=1
-    python tests/fuzz/run.py checkpoints -runs=2000
     python tests/fuzz/run.py pictures FILE                            # the bytes of a file, once
 
 A failure ends the run: its traceback is printed, and the bytes are in runs/fuzz/crash-*, timeout-* or oom-*.

@@ -20,7 +20,6 @@ if not __package__:  # run as a script
 from cog_server import GOOD, PICTURE, Server
 from file_server import FileServer, Resource
 
-GONE = "http://127.0.0.1:9"
 CHECKS = "not_a_server_error,says_nothing_about_itself,stays_ready"
 
 
@@ -32,11 +31,10 @@ def main(options: list[str]) -> int:
             "/to-picture": Resource(redirect=web.url("/picture.png")),
             "/to-file": Resource(redirect="file:///etc/passwd"),
             "/loop": Resource(redirect=web.url("/loop")),
-            "/empty": Resource(),
             "/cut": Resource(PICTURE, cuts=[100] * 10**5),
             "/500": Resource(statuses=[500] * 10**5),
         }
-        server = Server(Path(folder), http_proxy=GONE)  # no address that is made up is asked
+        server = Server(Path(folder), http_proxy="http://127.0.0.1:9")  # no address that is made up is asked
         try:
             first = server.output(image=GOOD)
             url = f"http://127.0.0.1:{server.port}"
