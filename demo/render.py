@@ -14,7 +14,7 @@ from demo.words import percent
 
 # Longer side in pixels and quality, best first: a picture is sent as the first that fits MAX_BYTES, or as the last.
 SIZES = (960, 75), (800, 70), (640, 60), (480, 45), (320, 30)
-MAX_BYTES = 33_000  # a third more as base64: with the rest, an answer stays below 60 kB
+MAX_BYTES = 28_000  # a third more as base64: with the rest, an answer stays below 60 kB
 
 
 def stage(view: str, name: str, predictions: list[Prediction], maps: list[HeatMap]) -> str:
@@ -66,6 +66,8 @@ def seen(picture: Image.Image, text: str) -> str:
     """The picture as the network's input, with a line about it."""
     width, height = picture.size
     alt = f"What the network sees: the middle of the picture at {width} × {height} pixels"
+    picture = picture.copy()
+    picture.thumbnail((128, 128))  # no smaller than it is shown
     source = data_url(picture, "PNG" if width < 100 else "JPEG")
     return f'<div class="about"><img alt="{alt}" src="{source}"><p>{escape(text)}</p></div>'
 

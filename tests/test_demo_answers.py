@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_browser import write_checkpoint
 from PIL import Image
 
 from convmixer import Classifier, Prediction
 from convmixer.explain import HeatMap
+from convmixer.labels import imagenet_labels
 from demo import heat, inside, many, render, rows, words
 from demo.answers import Answers, Picture, Problem
 from demo.app import examples
@@ -126,6 +128,14 @@ def test_two_models_agree_or_differ():
     assert words.agreement(a, a) == "Both say cat: 70 % and 70 %."
     assert words.agreement(a, b) == "They differ: cat, 70 %, and dog, 50 %. Both think of dog."
     assert words.agreement(a[:1], b) == "They differ: cat, 70 %, and dog, 50 %."
+
+
+def test_an_answer_of_a_large_model_is_small_too(tmp_path, photos):
+    path = write_checkpoint(tmp_path / "m.safetensors", "m", imagenet_labels(), size=224, patch_size=7)
+    answers = Answers(Models([str(path)]), {})
+    for photo in photos.glob("*.jpg"):
+        stage, bars, answer = answers.view("main", Picture(photo.name, photo), "m")
+        assert len(json.dumps([stage, bars, answer])) < 58_000
 
 
 def test_the_seen_part_lies_where_the_network_looks(answers):
