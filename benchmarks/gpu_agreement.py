@@ -25,6 +25,7 @@ from convmixer.model import build, to_arrays
 from convmixer.preprocessing import preprocess
 from train.data.cifar import find_layout, load_cifar, split_cifar
 
+FP8_MOST = 448  # of e4m3
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 SLICE = 64
 
@@ -37,6 +38,20 @@ def pictures(data: Path, count: int):
     return sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)[:count]
 
 
+class Fp8Engine(GpuEngine):
+    """The 1x1 convolutions' operands in e4m3, with a scale for each row of the weight and each position. No faster."""
+
+    @staticmethod
+    def _product(weight: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return (rounded(weight, 1) @ rounded(columns, 0)).bfloat16()
+
+
+def rounded(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """What e4m3 leaves of ``x``, in float32; a scale for each line along ``axis``."""
+    scale = x.float().abs().amax(axis, keepdim=True).clamp(min=1e-30) / FP8_MOST
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+
 @torch.inference_mode()
 def main() -> int:
     parser = Parser(prog="benchmarks/gpu_agreement.py", description=__doc__.splitlines()[0])
@@ -44,13 +59,15 @@ def main() -> int:
     parser.add_argument("--model", default="convmixer_256_8_cifar10")
     parser.add_argument("--count", type=at_least_one, default=1000)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--fp8", action="store_true", help="simulate 1x1 convolutions in 8 bits")
     options = parser.parse_args()
     try:
         device, model = torch.device(find_device(options.device)), zoo.load(options.model)
     except ValueError as error:  # no such device or model
         parser.error(str(error))
     exact, preprocessing = build(model.config, model.state_dict).eval(), model.preprocessing
-    engine, found = GpuEngine(model.config, to_arrays(exact), device), pictures(options.data, options.count)
+    kind = Fp8Engine if options.fp8 else GpuEngine
+    engine, found = kind(model.config, to_arrays(exact), device), pictures(options.data, options.count)
     if not found:
         parser.error(f"there are no pictures in {options.data}")
     wanted, off = [], []

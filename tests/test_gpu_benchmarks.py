@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="PyTorch comes without Triton here")
 
-from benchmarks import cifar_time, gpu, gpu_contestants, gpu_layer
+from benchmarks import cifar_time, gpu, gpu_agreement, gpu_contestants, gpu_layer
 from benchmarks.gpu_code import loop_instructions
 from benchmarks.gpu_contestants import CONTESTANTS, Contest
 from convmixer.config import ConvMixerConfig
@@ -164,6 +164,13 @@ def test_the_agreement_is_counted(python, tmp_path):
     done = python("benchmarks/gpu_agreement.py", "--data", tmp_path, "--device", "cpu", "--count", 5)
     assert done.returncode == 0, done.stderr
     assert "the same best class for 5 of 5 pictures" in done.stdout
+
+
+def test_eight_bits_keep_four_digits():
+    x = torch.randn(5, 64) * torch.tensor([1e-6, 1.0, 1e6, 3.0, 0.0])[:, None]
+    found = gpu_agreement.rounded(x, 1)
+    assert ((found - x).abs() <= 2.0**-4 * x.abs() + 2.0**-9 * x.abs().amax(1, keepdim=True) / 448).all()
+    assert not torch.equal(found, x) and found[4].count_nonzero() == 0
 
 
 def test_the_instructions_of_the_loop_are_counted():

@@ -97,10 +97,15 @@ class GpuEngine:
         maps = [x]
         for taps, after_taps, weight, after_weight in self._blocks:
             x = mix_positions(x, taps, *after_taps, activation)
-            x = activate(weight @ x.flatten(1), *after_weight, activation).view_as(x)
+            x = activate(self._product(weight, x.flatten(1)), *after_weight, activation).view_as(x)
             maps = [*maps, x][-max(stages, 1) :]  # what nobody wants is freed
         weight, bias = self._head
         return nn.functional.linear(x.float().mean((2, 3)).t(), weight, bias), maps
+
+    @staticmethod
+    def _product(weight: Tensor, columns: Tensor) -> Tensor:
+        """A 1x1 convolution; benchmarks/gpu_agreement.py rounds it otherwise."""
+        return weight @ columns
 
     def _patches(self, pictures: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """The patches as columns, bfloat16 (in_chans * patch * patch, with zeros behind, N * h * w); and (N, h, w)."""
