@@ -366,6 +366,7 @@ def test_smoothing_is_in_the_targets():
         ("imagenet_1024_20", 24_383_464, (1024, 20, 9, 14, 1000, "gelu")),
         ("cifar10", 594_186, (256, 8, 5, 2, 10, "gelu")),
         ("cifar10_100", 594_186, (256, 8, 5, 2, 10, "gelu")),
+        ("cifar10_muon", 594_186, (256, 8, 5, 2, 10, "gelu")),
         ("cifar10_progressive", 594_186, (256, 8, 5, 2, 10, "gelu")),
         ("cifar10_paper", 706_570, (256, 8, 9, 1, 10, "gelu")),
     ],
