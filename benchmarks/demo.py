@@ -1,11 +1,12 @@
 """The demo under measurement: its page in a real browser, its API under many clients at once, and a floor for both.
 
-    python benchmarks/demo.py [--clients 50] [--requests 2000] [--only page clicks load queue] [--json FILE]
+    python benchmarks/demo.py [--clients 50] [--requests 2000] [--only page clicks camera load queue] [--json FILE]
 
 Starts `python demo/app.py` with the shipped model as a process of its own, and beside it an app of Gradio alone that
 takes the same uploads and answers with a constant: what it costs is not ours to save. The clients' rounds alternate
 between the two, and the figures are medians over the rounds. Every answer is compared with what the classifier gives
-when it is asked directly. The parts page and clicks need playwright and Chromium (CONVMIXER_CHROMIUM, or on the PATH).
+when it is asked directly. The parts page, clicks and camera need playwright and
+Chromium (CONVMIXER_CHROMIUM, or on the PATH).
 """
 
 import argparse
@@ -19,13 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # the repository, so that `demo` and `benchmarks` are found
 
-from benchmarks.demo_browser import open_browser, run_clicks, run_page  # noqa: E402
+from benchmarks.demo_browser import open_browser, run_camera, run_clicks, run_page  # noqa: E402
 from benchmarks.demo_load import PICTURES, ROUNDS, pictures_with_answers, run_load, run_queue  # noqa: E402
 from benchmarks.demo_server import MODEL, Server, serve_constant  # noqa: E402
 from benchmarks.harness import Failure, write_json  # noqa: E402
 from benchmarks.options import at_least_one, in_a_folder  # noqa: E402
 
-PARTS = ("page", "clicks", "load", "queue")
+PARTS = ("page", "clicks", "camera", "load", "queue")
 
 
 def row(name: str, *cells: object) -> None:
@@ -57,6 +58,8 @@ def print_browser(result: dict) -> None:
             inner = ms(statistics.median(one["network"] for one in uploads))
             print(f"    {'of which decoding and network':<40} {inner:>12}")
         times_row("click on a bar: heat map visible", clicks["bars"])
+    if camera := result.get("camera"):
+        row("camera: answers a second", f"{camera['answers/s']:.1f}")
 
 
 def parts_of_a_click(clicks: list[dict]) -> dict[str, str]:
@@ -125,14 +128,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         row("", "seconds")
         row("start of the server until it answers", f"{ours.start_seconds:.1f}")
         result["start"] = ours.start_seconds
-        if {"page", "clicks"} & {*parts}:
+        if {"page", "clicks", "camera"} & {*parts}:
             with open_browser() as browser:
                 if browser is None:
-                    print("page and clicks are left out: they need playwright and Chromium (CONVMIXER_CHROMIUM=FILE)")
+                    print("page, clicks, camera are left out: they need playwright, Chromium (CONVMIXER_CHROMIUM=FILE)")
                 if browser and "page" in parts:
                     result["page"] = run_page(browser, ours)
                 if browser and "clicks" in parts:
                     result["clicks"] = run_clicks(browser, ours, folder)
+                if browser and "camera" in parts:
+                    result["camera"] = run_camera(browser, ours)
             print_browser(result)
         if "load" in parts:
             floor = start("floor", __file__, "--constant")

@@ -12,6 +12,8 @@ from benchmarks.harness import Failure
 
 ROUNDS = 5
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+CHROMIUM += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+CAMERA_SECONDS = 10
 
 # Clicks the last example until that sends something, and notes when: a listener that is not there yet hears nothing.
 UNTIL_USABLE = """(() => {
@@ -142,6 +144,22 @@ def run_clicks(browser, server: Server, folder: Path) -> dict:
             uploads[name].append(page.evaluate("window.answer") | {"bytes": len(content)})
             page.evaluate("window.answer = null")
     return {"clicks": clicks, "bars": bars, "uploads": uploads}
+
+
+def run_camera(browser, server: Server) -> dict:
+    """Answers a second while the browser's own camera, which shows a clock, runs."""
+    with browser.new_context(permissions=["camera"]) as context:
+        context.add_init_script(SEEN)
+        page, answered = open_page(context, server), []
+        names = page.eval_on_selector_all("#examples button", "buttons => buttons.map(one => one.dataset.name)")
+        page.evaluate("name => seen(name, 0)", names[-1])  # an answer that comes later would end the camera
+        page.on("requestfinished", lambda request: answered.append(request) if "/live?" in request.url else None)
+        page.get_by_role("button", name="Use the camera").click()
+        page.wait_for_function("document.querySelector('#stage video')?.videoWidth > 0")
+        page.wait_for_timeout(2000)
+        answered.clear()
+        page.wait_for_timeout(1000 * CAMERA_SECONDS)
+        return {"answers/s": len(answered) / CAMERA_SECONDS}
 
 
 def draw_photograph(width: int) -> bytes:
