@@ -17,7 +17,7 @@ MAY_NOT_IMPORT = {
 }
 SERVING_MAY_IMPORT = {"convmixer", "numpy", "PIL"}
 # What the demo is made of: what the container has, Gradio, and of that two parts.
-DEMO_MAY_IMPORT = {"convmixer", "demo", "numpy", "PIL", "gradio", "gradio_client", "starlette"}
+DEMO_MAY_IMPORT = {"convmixer", "demo", "numpy", "PIL", "gradio", "gradio_client", "starlette", "anyio"}
 ONLY_INSIDE_FUNCTIONS = {
     "huggingface_hub",
     "onnx",
