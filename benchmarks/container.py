@@ -19,11 +19,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # the repository, so that `docs` and `convmixer` are found
 
+from benchmarks.harness import table, take_turns, write_json  # noqa: E402
+from benchmarks.options import at_least_one, in_a_folder  # noqa: E402
 from convmixer.sample import draw_sample  # noqa: E402
 from docs.client import classify  # noqa: E402
 
@@ -130,48 +133,43 @@ def one_round(image: str, options: list[str]) -> dict:
 
 
 def measure(images: list[str], rounds: int, options: list[str]) -> dict[str, dict]:
-    found = {image: [] for image in images}
-    for _ in range(rounds):
-        for image in images:
-            found[image].append(one_round(image, options))
     rows = {}
-    for image, all_rounds in found.items():
-        medians = {key: statistics.median(row[key] for row in all_rounds) for key in MEDIANS}
-        last = all_rounds[-1] | {"exit": max(row["exit"] for row in all_rounds)}
+    for image, turns in take_turns({image: partial(one_round, image, options) for image in images}, rounds).items():
+        medians = {key: statistics.median(row[key] for row in turns) for key in MEDIANS}
+        last = turns[-1] | {"exit": max(row["exit"] for row in turns)}
         rows[image] = {"size": image_size(image), "parts": parts(image)} | last | medians
     return rows
 
 
-def table(rows: dict[str, dict]) -> str:
-    names = ["image", "model", "engine", "size", "READY", "of which Docker", "memory", "stop", "exit"]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for image, row in rows.items():
-        seconds = {key: f"{row[key]:.2f} s" for key in ("ready_s", "docker_s", "stop_s")}
-        cells = [image, row["model"], row["engine"], megabytes(row["size"]), seconds["ready_s"], seconds["docker_s"]]
-        lines.append(f"| {' | '.join([*cells, megabytes(row['memory']), seconds['stop_s'], str(row['exit'])])} |")
-    lines += ["", f"| image | {' | '.join(PARTS)} | the rest |", "|---" * (len(PARTS) + 2) + "|"]
-    for image, row in rows.items():
-        sizes = [*row["parts"].values(), row["size"] - sum(row["parts"].values())]
-        lines.append(f"| {image} | {' | '.join(map(megabytes, sizes))} |")
-    return "\n".join(lines)
-
-
-def megabytes(size: float) -> str:
-    return f"{size / 1e6:,.0f} MB"
+def tables(rows: dict[str, dict]) -> str:
+    names = {
+        "model": "model",
+        "engine": "engine",
+        "size": "size, MB",
+        "ready_s": "READY, s",
+        "docker_s": "of which Docker",
+    }
+    names |= {"memory": "memory, MB", "stop_s": "stop, s", "exit": "exit"}
+    shown = {image: row | {"size": row["size"] / 1e6, "memory": row["memory"] / 1e6} for image, row in rows.items()}
+    first = table(["image", *names.values()], [[image, *map(row.get, names)] for image, row in shown.items()])
+    inside = [
+        [image, *(size / 1e6 for size in (*row["parts"].values(), row["size"] - sum(row["parts"].values())))]
+        for image, row in rows.items()
+    ]
+    return f"{first}\n\n" + table(["MB of", *PARTS, "the rest"], inside)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=at_least_one, default=9)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a convmixer_768_32.safetensors")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=in_a_folder, metavar="FILE")
     arguments = parser.parse_args()
     options = ["--volume", f"{arguments.weights.resolve()}:{WEIGHTS}:ro"] if arguments.weights else []
     rows = measure(arguments.images, arguments.rounds, options)
-    print(table(rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print(tables(rows))
+    write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from benchmarks.harness import table
 from convmixer.config import ConvMixerConfig
 from convmixer.engine import find_device
 from train.data.batches import Part
@@ -139,31 +140,37 @@ def measure(recipe: Recipe, pictures: int, steps: int, device: torch.device) -> 
     return pictures * steps / (times[-1] - times[0]), how
 
 
-def print_arithmetic() -> None:
-    heads = f"{'forward, GMAC':>13} {'epochs':>6} {'pictures':>10} {'training, FLOP':>14} {'MiB/picture':>11}"
-    print(f"{'recipe':<20} {heads}")
+def arithmetic() -> str:
+    rows = []
     for name, recipe in RECIPES.items():
         if not recipe.weights:  # of fine-tuning nobody knows the pictures
-            forward = multiply_adds(recipe.model, recipe.preprocessing.size) / 1e9
-            kept = kept_bytes(recipe.model, recipe.preprocessing.size) / 2**20
-            row = (
-                f"{name:<20} {forward:13.2f} {recipe.epochs:6d} {images_of(recipe):10,d} {training_flop(recipe):14.2e}"
-            )
-            print(f"{row} {kept:11.1f}")
-    print("MiB/picture: what a forward pass keeps for the backward pass, in 16 bits")
+            size = recipe.preprocessing.size
+            forward, kept = multiply_adds(recipe.model, size) / 1e9, kept_bytes(recipe.model, size) / 2**20
+            flop = f"{training_flop(recipe):.2e}"
+            rows.append([name, f"{forward:.2f}", recipe.epochs, f"{images_of(recipe):,}", flop, f"{kept:.1f}"])
+    heads = ["recipe", "forward, GMAC", "epochs", "pictures", "training, FLOP", "MiB/picture"]
+    kept = "MiB/picture: what a forward pass keeps for the backward pass, in 16 bits"
+    return f"{table(heads, rows)}\n{kept}\n"
 
 
-def print_rate(recipe: Recipe, rate: float, gpus: int, peak: float | None, price: float | None, origin: str) -> None:
+def row(recipe: Recipe, rate: float, gpus: int, peak: float | None, price: float | None, origin: str) -> list[object]:
     """One throughput of a GPU, and what the recipe's training then takes on ``gpus`` of them."""
     tflops = rate * 3 * 2 * multiply_adds(recipe.model, recipe.preprocessing.size) / 1e12
     # A picture of another size is taken to cost as much as its arithmetic.
     hours = training_flop(recipe) / (tflops * 1e12) / gpus / 3600
-    share = f"{100 * tflops / peak:4.1f} %" if peak else ""
-    money = f"{hours * gpus * price:12,.0f}" if price is not None else ""
-    print(
-        f"{recipe.name:<20} {rate:10.2f} {tflops:8.3f} {share:>7} {gpus:5d} {hours:9,.1f} {hours / 24:8,.2f}{money}\n"
-        f"    from {origin}"
-    )
+    share = peak and f"{100 * tflops / peak:.1f} %"
+    money = None if price is None else f"{hours * gpus * price:.0f}"
+    return [
+        recipe.name,
+        f"{rate:.2f}",
+        f"{tflops:.3f}",
+        share,
+        gpus,
+        f"{hours:.1f}",
+        f"{hours / 24:.2f}",
+        money,
+        origin,
+    ]
 
 
 def main() -> None:
@@ -183,17 +190,19 @@ def main() -> None:
     if min(options.pictures, options.steps, options.gpus) < 1 or (options.images_per_s or 1) <= 0:
         parser.error("--pictures, --steps, --gpus and --images-per-s must be above 0")
     recipe = RECIPES[options.recipe]
-    print_arithmetic()
-    heads = (f"{'images/s':>10} {'TFLOP/s':>8} {'of peak':>7}", f"{'GPUs':>5} {'hours':>9} {'days':>8}")
-    print(f"\n{'one GPU or machine':<20} {' '.join(heads)}{'         money' if options.price is not None else ''}")
-    for row in PUBLISHED:
-        origin = f"{row.gpu}: {row.source}"
-        print_rate(RECIPES[row.recipe], row.images_per_s, row.gpus, row.peak, None, origin)
+    print(arithmetic())
+    rows = [
+        row(RECIPES[one.recipe], one.images_per_s, one.gpus, one.peak, None, f"{one.gpu}: {one.source}")
+        for one in PUBLISHED
+    ]
     if options.images_per_s:
-        print_rate(recipe, options.images_per_s, options.gpus, None, options.price, "--images-per-s")
+        rows.append(row(recipe, options.images_per_s, options.gpus, None, options.price, "--images-per-s"))
     if options.measure:
         rate, how = measure(recipe, options.pictures, options.steps, torch.device(find_device(None)))
-        print_rate(recipe, rate, options.gpus, None, options.price, f"a measurement here: {how}")
+        rows.append(row(recipe, rate, options.gpus, None, options.price, f"a measurement here: {how}"))
+    print(
+        table(["one GPU or machine", "images/s", "TFLOP/s", "of peak", "GPUs", "hours", "days", "money", "from"], rows)
+    )
 
 
 if __name__ == "__main__":

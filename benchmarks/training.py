@@ -9,17 +9,21 @@ median over the rounds.
 """
 
 import argparse
+import contextlib
 import itertools
-import os
-import platform
+import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # the repository, so that `benchmarks` is found
+
+from benchmarks.harness import Process, print_machine, table, take_turns  # noqa: E402
+from benchmarks.options import Parser, at_least_one  # noqa: E402
+
 PICTURES = 4096  # drawn at random; the speed does not depend on what is in them
 WORKERS = 1  # that augment for the loaders which need it; a second one made none of them faster on two cores
 
@@ -60,7 +64,6 @@ def in_memory(images, labels):
 
 def contestant(name: str, batch_size: int, steps: int, device: str) -> Iterator[str]:
     """Takes ``steps`` training steps at each turn; the first turn is its warm-up. Yields the precision."""
-    sys.path[0] = str(ROOT)
     if name.startswith("ours"):
         from train.speed.memory import keep_memory
 
@@ -172,7 +175,7 @@ def timm_parts(batch_size: int, device: str):
 def serve(name: str, options: argparse.Namespace) -> None:
     """The contestant's process: warms up, then times a turn for every line that comes in."""
     turns = contestant(name, options.batch_size, options.steps, options.device)
-    print(next(turns), flush=True)
+    print(json.dumps(next(turns)), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         next(turns)
@@ -181,27 +184,18 @@ def serve(name: str, options: argparse.Namespace) -> None:
 
 def race(options: argparse.Namespace) -> dict[str, list[float]]:
     """Images a second of every contestant in every round."""
-    processes = {}
-    for name in options.only or CONTESTANTS:
-        words = [sys.executable, __file__, "--serve", name, "--device", options.device]
-        words += ["--batch-size", str(options.batch_size), "--steps", str(options.steps)]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        print(f"{name:<18} {CONTESTANTS[name]}, amp {process.stdout.readline().strip()}", flush=True)
-        processes[name] = process
-    rates = {name: [] for name in processes}
-    for _ in range(options.rounds):
-        for name, process in processes.items():
-            print(file=process.stdin, flush=True)
-            rates[name].append(float(process.stdout.readline()))
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
-    return rates
+    settings = ["--device", options.device, "--batch-size", options.batch_size, "--steps", options.steps]
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name in options.only or CONTESTANTS:
+            processes[name] = Process(name, [__file__, "--serve", name, *settings])
+            stack.callback(processes[name].close)
+            print(f"{name:<18} {CONTESTANTS[name]}, amp {processes[name].read()}", flush=True)
+        return take_turns({name: process.turn for name, process in processes.items()}, options.rounds)
 
 
 def parts(batch_size: int) -> None:
     """Milliseconds of a depthwise convolution's weight gradient: oneDNN's own, and as the diagonal of a grouped one."""
-    sys.path[0] = str(ROOT)
     import torch
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -220,14 +214,12 @@ def parts(batch_size: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="steps a turn: more than a loader keeps ready")
+    parser = Parser(prog="benchmarks/training.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=at_least_one, default=128)
+    parser.add_argument("--rounds", type=at_least_one, default=5)
+    parser.add_argument("--steps", type=at_least_one, default=6, help="steps a turn: more than a loader keeps ready")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--only", nargs="+", choices=CONTESTANTS, help="some of the contestants; the first is the measure"
-    )
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="some of them; the first is the measure")
     parser.add_argument("--parts", action="store_true", help="time the weight gradient of the depthwise convolution")
     parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -235,14 +227,13 @@ def main() -> None:
         return serve(options.serve, options)
     if options.parts:
         return parts(options.batch_size)
+    print_machine()
     rates = race(options)
-    measure = statistics.median(next(iter(rates.values())))
-    machine = platform.processor() or platform.machine()
-    print(f"\n{machine}, {os.cpu_count()} cores, {options.device}, batch {options.batch_size}, {options.rounds} rounds")
-    print(f"{'':<18} {'images/s':>9} {'slowest':>9} {'fastest':>9} {'x ' + next(iter(rates)):>9}")
-    for name, values in rates.items():
-        median = statistics.median(values)
-        print(f"{name:<18} {median:9.1f} {min(values):9.1f} {max(values):9.1f} {median / measure:9.2f}")
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    measure = next(iter(medians))
+    print(f"\n{options.device}, batch {options.batch_size}, {options.rounds} rounds")
+    rows = [[name, medians[name], min(v), max(v), medians[name] / medians[measure]] for name, v in rates.items()]
+    print(table(["", "images/s", "slowest", "fastest", f"x {measure}"], rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What training costs: the formula against PyTorch's own counter, and the arithmetic made of it."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -115,15 +114,15 @@ def test_the_table(monkeypatch, capsys):
     words = ["--recipe", "imagenet_1024_20", "--images-per-s", "500", "--gpus", "8", "--price", "2.5"]
     monkeypatch.setattr("sys.argv", ["cost.py", *words])
     main()
-    lines = capsys.readouterr().out.splitlines()
-    (row,) = [line for line, after in pairwise(lines) if after.endswith("from --images-per-s")]
-    name, rate, _, gpus, hours, days, money = row.split()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    (row,) = [row for row in rows if row and row[-1] == "--images-per-s"]
+    name, rate, _, _, gpus, hours, days, money, _ = row
     expected = 150 * 1_280_640 / 500 / 8 / 3600
     assert (name, float(rate), int(gpus)) == ("imagenet_1024_20", 500, 8)
     assert float(hours) == pytest.approx(expected, abs=0.05)
     assert float(days) == pytest.approx(expected / 24, abs=0.005)
     assert float(money) == pytest.approx(expected * 8 * 2.5, abs=0.5)
-    assert any(line.startswith("imagenet_1536_20") and "5.8 %" in line for line in lines)  # the authors' GPUs
+    assert any(row and row[0] == "imagenet_1536_20" and row[3] == "5.8 %" for row in rows)  # the authors' GPUs
 
 
 @pytest.mark.parametrize("words", [["--gpus", "0"], ["--images-per-s", "-1"], ["--recipe", "finetune"]])
