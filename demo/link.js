@@ -20,6 +20,9 @@ const link = (() => {
     const write = () => {
         if (isRestoring || find("#stage :is(.moving, .paper)")) return;
         const url = new URL(location.href), shown = now(), other = [];
+        if (shown.picture) sessionStorage.removeItem("own");
+        else sessionStorage.setItem("own", find("#stage .picture").alt);
+        if (shown.picture !== first.picture) find("#lost")?.remove();
         for (const [name, value] of Object.entries(shown)) {
             if (url.searchParams.get(name) !== (value === first[name] ? null : value)) other.push(name);
             if (value === null || value === first[name]) url.searchParams.delete(name);
@@ -48,8 +51,19 @@ const link = (() => {
         isRestoring = false;
     };
 
+    // A visitor's own picture is gone after a reload, and an example in its place: that is said.
+    const tellWhatIsLost = () => {
+        const name = sessionStorage.getItem("own");
+        if (!name) return;
+        sessionStorage.removeItem("own");
+        const line = Object.assign(document.createElement("section"), { id: "lost", className: "problem", role: "alert" });
+        line.append(Object.assign(document.createElement("p"), { textContent: `${name} went with the reload; choose it again.` }));
+        find("#problem").before(line);
+    };
+
     const connect = () => {
         first = now();
+        tellWhatIsLost();
         const later = () => {
             clearTimeout(timer);
             timer = setTimeout(write, 150);

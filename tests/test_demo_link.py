@@ -43,6 +43,14 @@ def test_the_address_keeps_what_is_shown_over_reload_back_and_forward(visitor):
     visitor.upload("mine.png", png(1))
     visitor.sees_answer("mine.png", png(1), SECOND)
     sees_address(visitor, f"?model={SECOND}")  # nobody else has got the picture
+    visitor.page.reload()
+    visitor.sees_problem("mine.png went with the reload; choose it again")
+    visitor.page.get_by_role("button", name="Example: ship").click()
+    visitor.sees_answer("ship", ship, SECOND)
+    visitor.sees_no_problem()
+    visitor.page.reload()
+    visitor.sees_answer("ship", ship, SECOND)
+    visitor.sees_no_problem()
 
 
 @pytest.mark.parametrize("query", ["?picture=unicorn", "?model=nonsense&tab=No", "?picture=%3Cimg%20src=x%3E&class=x"])
