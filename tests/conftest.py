@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-# A shell has its background jobs ignore it, and with them every server that a test starts.
+# A shell has its background jobs ignore the one, nohup the other, and with them every server that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

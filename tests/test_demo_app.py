@@ -58,12 +58,9 @@ class Demo:
     def output(self, where: str) -> str:
         return (self.folder / where).read_text()
 
-    def end(self, number: signal.Signals) -> float:
-        """The seconds that it takes to end."""
-        start = time.monotonic()
+    def end(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
         self.process.wait(30)
-        return time.monotonic() - start
 
     def __enter__(self) -> "Demo":
         return self
@@ -237,7 +234,7 @@ def test_a_port_in_use_is_one_line(contained, wrong_use):
 
 
 def test_ctrl_c_ends_it(contained):
-    assert contained.end(signal.SIGINT) < 3
+    contained.end(signal.SIGINT)
     assert contained.process.returncode == 0
     assert contained.output("stdout") == f"The demo is at {contained.url} (Ctrl-C ends it)\n"
     assert contained.output("stderr") == ""
@@ -251,7 +248,7 @@ def test_it_can_be_ended_while_it_starts(tmp_path, number):
         while not [*(tmp_path / "tmp").iterdir()]:  # the first thing that it does
             time.sleep(0.01)
         time.sleep(0.5)
-        assert demo.end(number) < 3
+        demo.end(number)
         assert (demo.process.returncode, demo.output("stdout"), demo.output("stderr")) == (0, "", "")
         assert [*(tmp_path / "tmp").iterdir()] == []
 
@@ -296,7 +293,7 @@ def test_odd_surroundings_are_no_trouble(tmp_path, picture):
         content = jpeg(picture())
         expect_right_answer(ask(url, content), content)
         assert httpx.get(url + "/config", trust_env=False).json()["root"] == "https://example.org/demo"
-        assert demo.end(signal.SIGHUP) < 3
+        demo.end(signal.SIGHUP)
         assert (demo.process.returncode, demo.output("stderr")) == (0, "")
         assert [*(tmp_path / "tmp").glob("convmixer-*")] == []
 
@@ -309,7 +306,7 @@ def test_without_a_public_address_it_goes_on(tmp_path, picture):
         demo.wait_for("no public address could be had .*; the demo goes on without\n", "stderr")
         content = jpeg(picture())
         expect_right_answer(ask(url, content), content)
-        assert demo.end(signal.SIGTERM) < 3
+        demo.end(signal.SIGTERM)
         assert (demo.process.returncode, demo.output("stderr").count("\n")) == (0, 1)
 
 
@@ -548,4 +545,4 @@ def test_the_demo_says_where_its_tools_are(tmp_path):
         url = demo.wait_for(r"Its tools for language models \(MCP\) are at (\S+)/gradio_api/mcp/\n")[1]
         assert not call(url, "models").isError
         assert demo.output("stdout").count("\n") == 2 and demo.output("stderr") == ""
-        assert demo.end(signal.SIGTERM) < 3
+        demo.end(signal.SIGTERM)
