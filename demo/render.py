@@ -42,7 +42,7 @@ def stage(view: str, name: str, predictions: list[Prediction], maps: list[HeatMa
 def bars(view: str, model: str, predictions: list[Prediction], remark: str, about: str) -> str:
     """The ranked answers as buttons: pressing one shows its heat map in the stage of the same view.
 
-    remark: a sentence about the answer, or nothing; about: HTML that goes below the bars.
+    remark: a sentence about the answer, a space to keep its place, or nothing; about: HTML that goes below the bars.
     """
     best, side = predictions[0], "" if view == "main" else f", side {view.upper()}"
     rows = "".join(
@@ -57,7 +57,7 @@ def bars(view: str, model: str, predictions: list[Prediction], remark: str, abou
         f'<section class="answer" data-view="{view}" aria-label="Answer of {escape(model)}{side}">'
         f'<div role="status"><p class="best"><span class="sr">The answer is </span>{escape(best.label)} '
         f"<span>{escape(percent(best.score))}</span></p>"
-        + (f'<p class="remark">{escape(remark)}</p>' if remark else "")
+        + (f'<p class="remark{"" if remark.strip() else " blank"}">{escape(remark)}</p>' if remark else "")
         + f'</div><ol class="bars">{rows}</ol>{about}</section>'
     )
 
