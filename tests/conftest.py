@@ -61,6 +61,22 @@ def no_decoding(monkeypatch):
 
 
 @pytest.fixture
+def call_main(monkeypatch, capsys):
+    """A function that runs the main() of a command in this process, with arguments; gives (code, stdout, stderr)."""
+
+    def call(main, *arguments: object):
+        name = main.__module__.rpartition(".")[2]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        try:
+            code = main()
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
 def random_checkpoint(tmp_path):
     """A function that writes a checkpoint of a randomly initialised network and gives its path."""
     from convmixer.model import ConvMixer, ConvMixerConfig

@@ -32,16 +32,11 @@ SYNSETS = {"n01440764": "tench", "n01443537": "goldfish", "n02110958": "pug", "n
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(call_main):
     """A function that runs the command in this process; gives (code, stdout, stderr)."""
 
     def call(*arguments: object):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--workers", "0", "--device", "cpu", *map(str, arguments)])
-        try:
-            code = evaluate.main()
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
+        return call_main(evaluate.main, "--workers", 0, "--device", "cpu", *arguments)
 
     return call
 

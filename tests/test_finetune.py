@@ -1,7 +1,6 @@
 """Where fine-tuning starts, and training the head alone on features that are computed once."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -52,16 +51,11 @@ def start(random_checkpoint):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call_main):
     """A function that runs train/run.py in this process; gives (code, stdout, stderr)."""
 
     def run(*arguments: object):
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
-        try:
-            code = train_run.main()
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
+        return call_main(train_run.main, *arguments)
 
     return run
 

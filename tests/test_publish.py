@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import os
-import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,16 +43,11 @@ def run_folder(tmp_path, random_checkpoint):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(call_main):
     """A function that runs train/publish.py in this process; gives (code, stdout, stderr)."""
 
     def call(*arguments: object):
-        monkeypatch.setattr(sys, "argv", ["publish.py", *map(str, arguments)])
-        try:
-            code = publish.main()
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
+        return call_main(publish.main, *arguments)
 
     return call
 

@@ -47,17 +47,11 @@ def read_until(process: subprocess.Popen, text: str) -> None:
 
 
 @pytest.fixture
-def quick(cifar10_folder, tmp_path, monkeypatch, capsys):
+def quick(cifar10_folder, tmp_path, call_main):
     """A function that runs train/run.py on one thread in this process; gives (code, stdout, stderr)."""
 
     def call(*arguments: object, out: str = "run"):
-        words = ["run.py", *QUICK, "--data", cifar10_folder, "--out", tmp_path / out, *arguments]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        try:
-            code = train_run.main()
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
+        return call_main(train_run.main, *QUICK, "--data", cifar10_folder, "--out", tmp_path / out, *arguments)
 
     return call
 
