@@ -42,10 +42,11 @@ class TorchEngine:
     def run(self, pictures: np.ndarray, stages: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """As `Engine.run`."""
         config = self.network.config
-        check_pictures(pictures, config)
+        check_pictures(pictures, config, stages)
         size = self._slice_size(pictures.shape[2:]) if self.device.type == "cpu" else max(1, len(pictures))
         slices = np.split(pictures, range(size, len(pictures), size))
-        logits, features = zip(*(self._run(torch.from_numpy(each), stages) for each in slices), strict=True)
+        slices = (torch.from_numpy(np.require(each, requirements="CW")) for each in slices)
+        logits, features = zip(*(self._run(each, stages) for each in slices), strict=True)
         return torch.cat(logits).numpy(), torch.cat(features, 1).numpy()
 
     def warm_up(self, size: int, batch: int = 1) -> None:

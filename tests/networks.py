@@ -26,11 +26,7 @@ CASES = {
     "the shipped one's": ({"dim": 64, "depth": 3, "kernel_size": 5, "patch_size": 2, "num_classes": 10}, (32, 32)),
     "relu": ({"dim": 32, "depth": 2, "kernel_size": 7, "activation": "relu"}, (70, 70)),
     "a width that fills no vector": ({"dim": 33, "depth": 2, "kernel_size": 3, "patch_size": 3}, (20, 31)),
-    "narrower than a vector": ({"dim": 5, "depth": 1, "kernel_size": 3, "patch_size": 2, "num_classes": 3}, (9, 8)),
-    "as many taps as channels": ({"dim": 12, "depth": 2, "kernel_size": 3, "patch_size": 2}, (8, 8)),
     "a kernel larger than the map": ({"dim": 40, "depth": 2, "kernel_size": 9, "patch_size": 7}, (21, 30)),
-    "one patch": ({"dim": 16, "depth": 2, "kernel_size": 5, "patch_size": 14}, (14, 14)),
-    "no mixing in space": ({"dim": 16, "depth": 2, "kernel_size": 1, "patch_size": 4}, (40, 40)),
     "grey, every pixel a patch": ({"dim": 16, "depth": 1, "kernel_size": 5, "patch_size": 1, "in_chans": 1}, (19, 150)),
     "an uncommon kernel": ({"dim": 16, "depth": 2, "kernel_size": 11, "patch_size": 2, "in_chans": 4}, (37, 26)),
 }

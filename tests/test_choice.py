@@ -2,12 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from convmixer import Classifier
 from convmixer import engine as engine_module
-from convmixer.engine import Choice, Machine, check_pictures, choose, find_device
+from convmixer.engine import Choice, Machine, choose, find_device
 
 CPU, NO_KERNEL = Machine(), Machine(kernel_problem="install g++")
 H200 = Machine("cuda", capability=(9, 0), has_triton=True)
@@ -20,18 +19,13 @@ CASES = [
     # machine, kernel size, asked engine and precision: the choice
     (CPU, 7, "auto", "auto", Choice("kernel", "float32")),
     (CPU, 7, "auto", "int8", Choice("kernel", "int8")),
-    (CPU, 7, "kernel", "bfloat16", Choice("kernel", "bfloat16")),
     (CPU, 7, "numpy", "auto", Choice("numpy", "float32")),
     (CPU, 7, "torch", "auto", Choice("torch", "float32")),
     (NO_KERNEL, 7, "auto", "auto", Choice("numpy", "float32", note=SLOWER)),
-    (NO_KERNEL, 7, "torch", "float32", Choice("torch", "float32")),
     (H200, 9, "auto", "auto", Choice("kernel", "bfloat16", "channel_major")),
-    (H200, 5, "kernel", "bfloat16", Choice("kernel", "bfloat16", "channel_major")),
     (H200, 9, "auto", "float32", Choice("torch", "float32")),
-    (H200, 9, "auto", "float16", Choice("torch", "float16")),
     (H200, 7, "torch", "auto", Choice("torch", "bfloat16", "channels_last")),
     (H200, 11, "auto", "auto", Choice("torch", "bfloat16")),
-    (NO_TRITON, 7, "auto", "auto", Choice("torch", "bfloat16", "channels_last")),
     (NO_TRITON, 9, "auto", "bfloat16", Choice("torch", "bfloat16")),
     (T4, 9, "auto", "auto", Choice("torch", "float16")),
     (T4, 5, "auto", "auto", Choice("torch", "float16", "channels_last")),
@@ -53,7 +47,6 @@ def test_the_choice(machine, kernel_size, engine, precision, expected):
         (CPU, "auto", "float16", "precision 'float16' on this cpu"),
         (NO_KERNEL, "kernel", "auto", "engine 'kernel' cannot be used: install g\\+\\+"),
         (NO_KERNEL, "auto", "int8", "precision 'int8' cannot be used: install g\\+\\+"),
-        (H200, "auto", "int8", "precision 'int8' on this cuda"),
         (H200, "numpy", "auto", "engine 'numpy' does not run"),
         (H200, "kernel", "float32", "engine 'kernel' does not run kernels of 9 in precision 'float32'"),
         (T4, "kernel", "auto", "engine 'kernel' does not run"),
@@ -69,54 +62,15 @@ def test_what_cannot_be_had_is_one_line(machine, engine, precision, message):
 def test_a_device_is_named_or_found(monkeypatch):
     assert find_device("cpu") == find_device(None, "numpy") == "cpu"
     assert find_device("auto") == find_device(None)
-    for wrong, named in (("cudda", "cudda"), ("cuda:99", "cuda:99"), ("99", "cuda:99"), ("mps:7", "mps:7")):
+    for wrong, named in (("cudda", "cudda"), ("99", "cuda:99"), ("mps:7", "mps:7")):
         with pytest.raises(ValueError, match=f"device '{named}' cannot be used"):
             find_device(wrong)
     monkeypatch.setattr(engine_module, "_may_have_gpu", lambda: True)
     assert find_device(None) in ("cpu", "cuda")  # PyTorch has the last word
 
 
-@pytest.mark.parametrize(
-    ("pictures", "message"),
-    [
-        (np.zeros((1, 3, 8, 8)), "float64; they must be a float32"),
-        ([[0.0]], "list; they must be a float32"),
-        (np.zeros((3, 8, 8), np.float32), r"shape \(3, 8, 8\); it must be \(N, 3, H, W\)"),
-        (np.zeros((1, 4, 8, 8), np.float32), r"\(N, 3, H, W\) with sides of at least 2"),
-        (np.zeros((1, 3, 8, 1), np.float32), "sides of at least 2"),
-    ],
-)
-def test_pictures_of_another_kind_are_refused(pictures, message):
-    with pytest.raises(ValueError, match=message):
-        check_pictures(pictures, Classifier(device="cpu").config)
-
-
-@pytest.mark.parametrize("engine", ["kernel", "numpy", "torch"])
-def test_every_engine_gives_the_networks_answer(engine, random_checkpoint, picture):
-    import torch
-
-    path = random_checkpoint()
-    exact = Classifier(path, device="cpu", engine="torch")
-    asked = Classifier(path, device="cpu", engine=engine)
-    assert asked.engine.name == engine and asked.engine.precision == "float32"
-    x = np.stack([exact.prepare(picture(seed=seed)) for seed in range(3)])
-    logits, features = asked.engine.run(x, stages=3)
-    with torch.inference_mode():
-        stages = exact.network.forward_intermediates(torch.from_numpy(x))
-        expected = exact.network(torch.from_numpy(x)).numpy()
-    assert abs(logits - expected).max() <= 1e-4 * abs(expected).max()
-    assert features.shape == (3, 3, 16, 16, 16) and features.dtype == logits.dtype == np.float32
-    for stage, each in zip(stages, features, strict=True):
-        assert abs(each - stage.numpy()).max() <= 1e-4 * abs(stage).max()
-    last = asked.engine.run(x, stages=1)[1]
-    assert np.array_equal(last[0], features[-1]) and asked.engine.run(x)[1].shape[0] == 0
-    empty = asked.engine.run(x[:0], stages=1)
-    assert empty[0].shape == (0, 10) and empty[1].shape == (1, 0, 16, 16, 16)
-
-
-def test_answers_say_what_ran(python, tmp_path, picture):
-    picture().save(tmp_path / "a.png")
-    run = python("-m", "convmixer", "classify", tmp_path / "a.png", "--json", "--engine", "numpy", "--device", "cpu")
+def test_answers_say_what_ran(python):
+    run = python("-m", "convmixer", "classify", "--sample", "--json", "--engine", "numpy", "--device", "cpu")
     answer = json.loads(run.stdout)
     assert (answer["engine"], answer["precision"]) == ("numpy", "float32"), run.stderr
     rows = map(json.loads, python("-m", "convmixer", "models", "--json", "--engine", "numpy").stdout.splitlines())

@@ -1,8 +1,6 @@
 """The house keeps its order: who may import whom, and what importing the package costs."""
 
 import ast
-import itertools
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,31 +13,33 @@ MAY_NOT_IMPORT = {
     "train": {"cog", "gradio", "demo", "serving", "predict"},
     "predict.py": {"timm", "torchvision", "gradio", "train", "demo"},
 }
-SERVING_MAY_IMPORT = {"convmixer", "numpy", "PIL"}
-# What the demo is made of: what the container has, Gradio, and of that two parts.
-DEMO_MAY_IMPORT = {"convmixer", "demo", "numpy", "PIL", "gradio", "gradio_client", "starlette", "anyio"}
-ONLY_INSIDE_FUNCTIONS = {
-    "huggingface_hub",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "pillow_heif",
-    "pyarrow",
-    "ray",
-    "urllib",
+MAY_IMPORT = {
+    "serving": {"convmixer", "numpy", "PIL"},
+    # What the container has, Gradio, and of that two parts.
+    "demo": {"convmixer", "demo", "numpy", "PIL", "gradio", "gradio_client", "starlette", "anyio"},
 }
-WITH_PYTORCH = {"model.py", "torch_engine.py", "export.py", "pickles.py"}  # and convmixer/gpu/
+ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "urllib", "onnx", "onnxscript", "onnxruntime", "pillow_heif"}
+ONLY_INSIDE_FUNCTIONS |= {"pyarrow", "ray"}
+AT_THE_TOP_OF = {  # in convmixer/
+    "torch": {"model.py", "torch_engine.py", "export.py", "pickles.py"}
+    | {f"gpu/{name}.py" for name in ("ahead", "engine", "fused", "halves", "kernels", "ops", "strips")},
+    "triton": {f"gpu/{name}.py" for name in ("ahead", "fused", "kernels", "strips")},
+}
 
 
 def python_files(place: str) -> list[Path]:
     path = ROOT / place
-    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    assert files
+    return files
 
 
-def imported(nodes) -> set[str]:
-    """The top-level packages that the import statements among ``nodes`` name."""
+def imported(file: Path, everywhere: bool = True) -> set[str]:
+    """The top-level packages that a file imports, but for annotations; everywhere: or at its top level only."""
+    tree = ast.parse(file.read_text())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node))]
     names = set()
-    for node in nodes:
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -47,86 +47,52 @@ def imported(nodes) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("place", MAY_NOT_IMPORT)
+@pytest.mark.parametrize("place", [*MAY_NOT_IMPORT, *MAY_IMPORT])
 def test_imports_stay_within_the_room(place):
-    files = python_files(place)
-    assert files
-    for file in files:
-        forbidden = imported(ast.walk(ast.parse(file.read_text()))) & MAY_NOT_IMPORT[place]
+    for file in python_files(place):
+        names = imported(file)
+        if place in MAY_IMPORT:
+            forbidden = names - MAY_IMPORT[place] - sys.stdlib_module_names
+        else:
+            forbidden = names & MAY_NOT_IMPORT[place]
         assert not forbidden, f"{file} imports {forbidden}"
 
 
 def test_rarely_needed_packages_are_imported_where_they_are_used():
     for file in python_files("convmixer"):
-        tree = ast.parse(file.read_text())
-        assert not imported(tree.body) & ONLY_INSIDE_FUNCTIONS, file
+        assert not imported(file, everywhere=False) & ONLY_INSIDE_FUNCTIONS, file
+    for name in ("app", "models", "drawings", "space"):  # before the demo's command line is read
+        assert not imported(ROOT / "demo" / f"{name}.py", everywhere=False) & {"gradio", "gradio_client", "starlette"}
 
 
-def test_pytorch_is_imported_where_it_is_the_point():
-    users = {
-        file.name
-        for file in python_files("convmixer")
-        if "torch" in imported(ast.parse(file.read_text()).body) and file.parent.name != "gpu"
-    }
-    assert users == WITH_PYTORCH
+@pytest.mark.parametrize("package", AT_THE_TOP_OF)
+def test_pytorch_and_triton_are_imported_where_they_are_the_point(package):
+    users = {file for file in python_files("convmixer") if package in imported(file, everywhere=False)}
+    assert {str(file.relative_to(ROOT / "convmixer")) for file in users} == AT_THE_TOP_OF[package]
 
 
-def test_triton_is_needed_where_kernels_are_written_and_compiled():
-    users = [
-        file.name for file in python_files("convmixer") if "triton" in imported(ast.walk(ast.parse(file.read_text())))
-    ]
-    assert sorted(users) == ["ahead.py", "fused.py", "kernels.py", "strips.py"]
+MODULES = [f"demo.{file.stem}" for file in sorted((ROOT / "demo").glob("*.py"))]
+NO_TORCH = ["convmixer.preprocessing", "serving.decoder", "serving.decoding", "predict", "serving.__main__"]
 
 
-def test_serving_imports_the_package_and_what_reads_pictures():
-    for file in python_files("serving"):
-        tree = ast.parse(file.read_text())
-        types_only = [node.body for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node)]
-        annotations = imported(itertools.chain(*types_only))
-        forbidden = imported(ast.walk(tree)) - annotations - SERVING_MAY_IMPORT - sys.stdlib_module_names
-        assert not forbidden, f"{file} imports {forbidden}"
-
-
-def test_the_demo_imports_what_is_in_the_container_and_gradio():
-    for file in python_files("demo"):
-        forbidden = imported(ast.walk(ast.parse(file.read_text()))) - DEMO_MAY_IMPORT - sys.stdlib_module_names
-        assert not forbidden, f"{file} imports {forbidden}"
-
-
-def test_the_demo_loads_gradio_only_once_its_command_line_is_read():
-    for file in ("app", "models", "drawings", "space"):
-        names = imported(ast.parse((ROOT / "demo" / f"{file}.py").read_text()).body)
-        assert not names & {"gradio", "gradio_client", "starlette"}, file
-
-
-def test_importing_the_demo_calls_no_host():
-    modules = [f"demo.{file.stem}" for file in python_files("demo")]
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [(["convmixer"], DOORS), (NO_TORCH, {"torch"}), (MODULES, set())],
+    ids=["the package loads no door", "who only decodes or starts does not wait for PyTorch", "the demo calls no host"],
+)
+def test_importing(modules, unwanted, python):
     code = (
-        "import importlib, os, sys\n"
+        "import importlib, os, sys, time\n"
         "def hear(event, arguments):\n"
         "    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto'):\n"
         "        os.write(1, f'{event} {arguments}'.encode())\n"
         "sys.addaudithook(hear)\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
-        "import time; time.sleep(0.5)"  # for threads
+        "time.sleep(0.5)\n"  # for threads
+        f"print(*sorted({unwanted!r} & set(sys.modules)))\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stdout) == (0, ""), run
-
-
-def test_importing_the_package_loads_no_door():
-    code = f"import sys, convmixer; print(*sorted({DOORS!r} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == ""
-
-
-@pytest.mark.parametrize(
-    "module", ["convmixer.preprocessing", "serving.decoder", "serving.decoding", "predict", "serving.__main__"]
-)
-def test_who_only_decodes_or_starts_does_not_wait_for_pytorch(module):
-    code = f"import sys, {module}; print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
+    run = python("-c", code)
+    assert (run.returncode, run.stdout.strip()) == (0, ""), run
 
 
 def test_the_requirements_of_the_core_are_few():

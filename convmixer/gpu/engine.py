@@ -50,7 +50,7 @@ class GpuEngine:
 
     def run(self, pictures: np.ndarray, stages: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """As `convmixer.engine.Engine` says."""
-        check_pictures(pictures, self.config)
+        check_pictures(pictures, self.config, stages)
         logits, features = self.run_tensors(torch.from_numpy(np.require(pictures, requirements="CW")), stages)
         return logits.cpu().numpy(), features.cpu().numpy()
 
@@ -60,9 +60,7 @@ class GpuEngine:
 
         On a GPU they need not be ready yet.
         """
-        count, most = len(pictures), self.config.depth + 1
-        if not 0 <= stages <= most:
-            raise ValueError(f"stages is {stages}; it must be 0 to {most}")
+        count = len(pictures)
         with self._on_device():
             # Feature maps of many stages are for looking at, and a graph would keep memory for all of them.
             if self.device.type != "cuda" or stages > 1 or not 0 < count <= GRAPH_BATCHES[-1]:
