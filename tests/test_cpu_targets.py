@@ -1,4 +1,4 @@
-"""The kernel where it was not compiled at its first use: an emulated processor, another compiler, the wheel."""
+"""The kernel where it was not compiled at its first use: an emulated processor, the wheel."""
 
 import platform
 import shutil
@@ -25,9 +25,8 @@ PICTURES = np.random.default_rng(0).standard_normal((3, 3, 30, 44), dtype=np.flo
 def emulated(tmp_path_factory):
     """A program made of kernel_driver.cpp for 64-bit ARM, as a command."""
     compile_with, run_with = "aarch64-linux-gnu-g++", "qemu-aarch64"
-    for tool in (compile_with, run_with):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed (Debian: g++-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user)")
+    if not (shutil.which(compile_with) and shutil.which(run_with)):
+        pytest.skip("not installed: Debian's g++-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user")
     program = tmp_path_factory.mktemp("arm") / "driver"
     options = [option for option in compiler.options_for(5, "float32") if option not in ("-shared", "-fPIC")]
     source = ROOT / "tests" / "kernel_driver.cpp"
@@ -42,27 +41,16 @@ def test_on_arm(activation, threads, emulated):
     packed = pack(config, to_arrays(net), "float32", lanes, share=1)
     blocks = len(packed[0]["bias"]) // lanes
     numbers = [config.in_chans, config.patch_size, config.dim, blocks, config.depth, activation == "relu"]
-    numbers += [len(PICTURES), *PICTURES.shape[2:], stages, threads]
-    arrays = [fields[name] for fields in packed for name in ("weight", "bias", "scale", "shift")]
+    numbers += [*PICTURES.shape[::2], PICTURES.shape[3], stages, threads]
+    arrays = [PICTURES, *(fields[name] for fields in packed for name in ("weight", "bias", "scale", "shift"))]
     data = np.array(numbers, np.int64).tobytes()
-    data += b"".join(np.int64(array.nbytes).tobytes() + array.tobytes() for array in (*arrays, PICTURES))
+    data += b"".join(np.int64(array.nbytes).tobytes() + array.tobytes() for array in arrays)
     output = subprocess.run(emulated, input=data, capture_output=True, check=True, timeout=240).stdout
     assert np.frombuffer(output[:8], np.int64) == lanes
     pooled, features = np.split(np.frombuffer(output[8:], np.float32), [len(PICTURES) * config.dim])
     wanted = NumpyEngine(config, to_arrays(net)).run(PICTURES, stages)[1]
     assert abs(features - wanted.ravel()).max() < 1e-5 * abs(wanted).max()
     assert abs(pooled - wanted[-1].mean((2, 3)).ravel()).max() < 1e-5 * abs(wanted).max()
-
-
-def test_another_compiler(tmp_path, monkeypatch):
-    if shutil.which("clang++") is None:
-        pytest.skip("clang++ is not installed")
-    monkeypatch.setattr(compiler, "COMPILERS", ("clang++",))
-    monkeypatch.setattr(compiler, "OPTIONS", tuple("-O0" if each == "-O3" else each for each in compiler.OPTIONS))
-    monkeypatch.delenv("CXX", raising=False)
-    compiler.compile_kernel(compiler.options_for(5, "float32", compiler.NATIVE), tmp_path / "kernel.so")
-    check = "import ctypes, sys; assert ctypes.CDLL(sys.argv[1]).convmixer_lanes() in (4, 8, 16)"
-    subprocess.run([sys.executable, "-c", check, tmp_path / "kernel.so"], check=True)
 
 
 ANSWER = f"""

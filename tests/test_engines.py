@@ -1,12 +1,13 @@
 """Every engine against the network through PyTorch's operators in float64: logits, feature maps, what is refused."""
 
+import threading
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from convmixer import torch_engine, zoo
+from convmixer import Classifier, torch_engine, zoo
 from convmixer.cpu import numpy_engine
 from convmixer.cpu.engine import KernelEngine
 from convmixer.cpu.kernel import KernelError
@@ -122,3 +123,40 @@ def test_the_shipped_model(engine, precision, least, most, shipped):
     found = torch.from_numpy(engine_of(engine, net, *precision).run(pictures)[0])
     assert least <= relative_error(found, wanted) < most
     assert found.argmax(1)[0] == wanted.argmax(1)[0]
+
+
+@pytest.mark.parametrize("engine", [EACH[0], EACH[-1]])
+def test_threads_share_an_engine(engine):
+    tested = engine_of(engine, network(dim=48, depth=3, kernel_size=5, patch_size=2))
+    near = 0.05 if tested.precision == "bfloat16" else 0
+    batches = [draw(count, 3, 20 + 8 * count, 30) for count in (1, 2, 4, 8)]
+    wanted, wrong = [tested.run(batch)[0] for batch in batches], []
+
+    def ask(turn: int) -> None:
+        for number in range(turn, turn + 60):
+            found = tested.run(batches[number % 4])[0]
+            if not np.allclose(found, wanted[number % 4], rtol=0, atol=near * abs(found).max()):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(turn,)) for turn in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@ON_GPU
+def test_the_classifier_on_a_gpu(random_checkpoint, picture):
+    file, pictures = str(random_checkpoint()), [picture(seed=seed) for seed in range(5)]
+    exact, fast = Classifier(file, device="cuda", precision="float32"), Classifier(file, device="cuda")
+    assert isinstance(fast.engine, GpuEngine) and not isinstance(exact.engine, GpuEngine)
+    fast.warm_up(5)
+    recorded = dict(fast.engine._graphs)
+    assert [count for count, *_ in recorded] == [1, 2, 4, 8]
+    for count in range(1, 6):
+        found, wanted = (torch.from_numpy(each.logits(pictures[:count])) for each in (fast, exact))
+        assert relative_error(found, wanted) < 0.05
+    assert fast.engine._graphs == recorded
+    heatmaps = [torch.from_numpy(each.heatmap(pictures[0], index=3).values) for each in (fast, exact)]
+    assert relative_error(*heatmaps) < 0.05

@@ -1,181 +1,157 @@
-"""The Triton kernels: in the interpreter against float64, compiled for several GPUs, and on a GPU if there is one."""
-
-import shutil
+"""The operators on channel-major maps and their Triton kernels: against float64, and compiled for several GPUs."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-triton = pytest.importorskip("triton", reason="PyTorch comes without Triton here")
-
-from benchmarks.gpu_code import compile_kernel  # noqa: E402
-from convmixer.gpu import kernels as compiled_kernels  # noqa: E402
-from tests.interpreted import load_interpreted_kernels  # noqa: E402
-
-# What one rounding to the dtype may do to a number. The interpreter cuts bfloat16 off, where a GPU rounds.
-ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
-ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-
-
-@pytest.fixture(params=["interpreter", pytest.param("GPU", marks=ON_GPU)])
-def kernels(request, monkeypatch):
-    """Calls a function of the kernels' module with tensors on the CPU, where its result is, too."""
-    on_gpu = request.param == "GPU"
-    module = compiled_kernels if on_gpu else load_interpreted_kernels(monkeypatch)
-
-    def call(name: str, *arguments) -> Tensor:
-        arguments = [a.to("cuda") if on_gpu and isinstance(a, Tensor) else a for a in arguments]
-        torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
-        try:
-            return getattr(module, name)(*arguments).cpu()
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    return call
+from benchmarks.gpu_code import compile_kernel
+from convmixer.gpu import ops
+from tests.interpreted import (
+    ON_GPU,
+    PLACES,
+    ROUNDING,
+    SHAPES,
+    by_channel,
+    convolved,
+    devices,
+    differentiated,
+    draw,
+    needs_disassembler,
+    relative_error,
+)
 
 
-def draw(shape: tuple[int, int, int, int], kernel_size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """x, taps, bias, scale and shift; taps that the dtype holds exactly, so that all rounding is of the result."""
-    torch.manual_seed(0)
-    taps = torch.randn(shape[0], kernel_size, kernel_size) / kernel_size
-    return torch.randn(shape).to(dtype), taps.to(dtype).float(), *torch.randn(3, shape[0]).unbind()
+@pytest.fixture(params=PLACES)
+def device(request, monkeypatch):
+    yield from devices(request.param, monkeypatch)
 
 
-def by_channel(vector: Tensor) -> Tensor:
-    return vector.double().view(-1, 1, 1, 1)
-
-
-def convolved(x: Tensor, taps: Tensor, bias: Tensor | None = None) -> Tensor:
-    """In float64, by PyTorch."""
-    x, pad = x.double().transpose(0, 1), taps.shape[-1] // 2
-    bias = None if bias is None else bias.double()
-    return nn.functional.conv2d(x, taps.double().unsqueeze(1), bias, padding=pad, groups=x.shape[1]).transpose(0, 1)
-
-
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    assert found.shape == wanted.shape and found.isfinite().all()
-    return float((found.double() - wanted).norm() / wanted.norm())
-
-
-# (C, N, H, W) and the side of the kernel
-SHAPES = {
-    "ImageNet's 1536/20": ((2, 2, 32, 32), 9),
-    "ImageNet's 768/32, one picture": ((3, 1, 32, 32), 7),
-    "ImageNet's 1024/20": ((2, 3, 16, 16), 9),
-    "CIFAR's, patch 2": ((2, 3, 16, 16), 5),
-    "sides that are no multiple of a tile": ((3, 2, 7, 13), 7),
-    "programs that share a channel": ((1, 13, 31, 33), 3),
-    "one position": ((2, 2, 1, 1), 9),
-    "no mixing in space": ((2, 1, 9, 10), 1),
-}
+def halved(x, taps, bias, scale, shift, activation):
+    """A block's first half, by PyTorch."""
+    z = convolved(x, taps, bias)
+    return getattr(nn.functional, activation)(z) * by_channel(scale) + by_channel(shift) + x
 
 
 # float16, which is rounded least, shows the most; bfloat16 takes the same way through the kernels.
 IN_BOTH = [("CIFAR's, patch 2", torch.bfloat16), *((case, torch.float16) for case in SHAPES)]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize(("case", "dtype"), IN_BOTH)
-def test_the_first_half_of_a_block(kernels, case, dtype):
-    x, taps, bias, scale, shift = draw(*SHAPES[case], dtype)
-    wanted = nn.functional.gelu(convolved(x, taps, bias)) * by_channel(scale) + by_channel(shift) + x.double()
-    found = kernels("convolve", x, taps, bias, "gelu", scale, shift)
-    assert found.dtype == dtype
+@pytest.mark.parametrize("strips", [False, True])
+def test_the_first_half_of_a_block(device, strips, case, dtype, monkeypatch):
+    monkeypatch.setattr(ops, "STRIPS", strips)
+    arguments, activation = draw(case, dtype, device), "relu" if case.startswith("sides") else "gelu"
+    found = ops.mix_positions(*arguments, activation)
+    assert found.dtype == dtype and found.is_contiguous()
+    wanted = halved(*(each.cpu().double() for each in arguments), activation)
     assert relative_error(found, wanted) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("dtype", ROUNDING)
-def test_the_convolution_alone_and_with_relu(kernels, dtype):
-    x, taps, bias, scale, shift = draw((3, 2, 7, 13), 7, dtype)
-    wanted = convolved(x, taps, bias)
-    assert relative_error(kernels("convolve", x, taps, bias), wanted) < ROUNDING[dtype]
-    wanted = nn.functional.relu(wanted) * by_channel(scale) + by_channel(shift) + x.double()
-    assert relative_error(kernels("convolve", x, taps, bias, "relu", scale, shift), wanted) < ROUNDING[dtype]
-
-
 @pytest.mark.parametrize(("case", "dtype"), IN_BOTH)
-def test_the_gradient_of_the_taps(kernels, case, dtype):
-    shape, kernel_size = SHAPES[case]
-    x, taps, *_ = draw(shape, kernel_size, dtype)
-    grad = torch.randn(shape).to(dtype)
-    taps = taps.double().requires_grad_()
-    (wanted,) = torch.autograd.grad(convolved(x, taps), taps, grad.double())
-    found = kernels("tap_gradient", x, grad, kernel_size)
-    assert found.dtype == torch.float32
-    assert relative_error(found, wanted) < 1e-6  # products of 16-bit numbers are exact in float32; only sums round
-    assert torch.equal(found, kernels("tap_gradient", x, grad, kernel_size))  # no order but one
+def test_the_convolution_and_its_gradients(device, case, dtype):
+    x, taps, bias, *_ = draw(case, dtype, device)
+    found, wanted = differentiated((ops.depthwise, convolved), (x, taps, bias))
+    assert [each.dtype for each in found] == [dtype, dtype, torch.float32, torch.float32]
+    # Products of 16-bit numbers are exact in float32; only sums round.
+    for one, other, limit in zip(found, wanted, [ROUNDING[dtype]] * 2 + [2e-6] * 2, strict=True):
+        assert relative_error(one, other) < limit
 
 
-def test_no_pictures(kernels):
-    x, taps, vector = torch.empty(3, 0, 8, 8, dtype=torch.float16), torch.ones(3, 5, 5), torch.ones(3)
-    assert kernels("convolve", x, taps, vector, "gelu", vector, vector).shape == x.shape
-    assert kernels("activate", x, vector, vector, vector, "gelu").shape == x.shape
-    assert kernels("tap_gradient", x, x, 5).count_nonzero() == 0
-
-
+@torch.no_grad()
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_activation_and_norm(kernels, activation):
-    x, _, bias, scale, shift = draw((5, 3, 21, 19), 1, torch.float16)
-    function = getattr(nn.functional, activation)
-    wanted = function(x.double() + by_channel(bias)) * by_channel(scale) + by_channel(shift)
-    assert relative_error(kernels("activate", x, bias, scale, shift, activation), wanted) < ROUNDING[torch.float16]
+def test_activation_and_norm(device, activation):
+    x, _, bias, scale, shift = draw("sides that are no multiple of a tile", torch.float16, device)
+    x[0, 0, 0, 0] = torch.nan
+    found = ops.activate(x, bias, scale, shift, activation)
+    value = getattr(nn.functional, activation)(x.double() + by_channel(bias))
+    wanted = (value * by_channel(scale) + by_channel(shift)).cpu()
+    assert torch.equal(found.isnan(), x.isnan())
+    assert relative_error(found[1:], wanted[1:]) < ROUNDING[torch.float16]
 
 
-def test_gelu_is_right_in_its_tail_too(kernels):
-    x, one, zero = torch.linspace(-9, 9, 20_001)[None], torch.ones(1), torch.zeros(1)
-    found = kernels("activate", x, zero, one, zero, "gelu").double()
+@pytest.mark.parametrize("device", PLACES[1:2], indirect=True)
+@pytest.mark.parametrize("strips", [False, True])
+def test_gelu_is_right_in_its_tail_too(device, strips, monkeypatch):
+    monkeypatch.setattr(ops, "STRIPS", strips)
+    x, one = torch.linspace(-9, 9, 2048, device=device).view(1, 2, 32, 32), torch.ones(1, device=device)
+    large = one * 2.0**90  # beside what is so large the residual is nothing
+    found = ops.mix_positions(x, one[:, None, None], one * 0, large, one * 0, "gelu").double() / large
     wanted = x.double() * torch.special.erfc(-x.double() / 2**0.5) / 2
     assert ((found - wanted).abs() <= 1e-4 * wanted.abs()).all()
 
 
-def test_what_is_no_number_stays_none(kernels):
-    x, one, zero = torch.tensor([[1.0, float("nan"), -1.0]]), torch.ones(1), torch.zeros(1)
-    for activation in ("gelu", "relu"):
-        found = kernels("activate", x, zero, one, zero, activation)
-        assert found.isnan().tolist() == [[False, True, False]]
+@pytest.mark.parametrize("device", PLACES[::2], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pytorch_is_told_the_truth(device, dtype):
+    """Schema, shapes, strides and dtypes without computing, gradients under torch.compile: PyTorch's own checks."""
+    x, taps, *vectors = draw("one position", dtype, device)
+    transposed = x.transpose(0, 1)  # not contiguous
+    torch.library.opcheck(ops.depthwise, (transposed, taps, vectors[0]))
+    with torch.no_grad():
+        torch.library.opcheck(ops.depthwise_taps, (x, x, 5))
+        torch.library.opcheck(ops.mix_positions, (x, taps, *vectors, "gelu"))
+        torch.library.opcheck(ops.activate, (x, *vectors, "relu"))
+
+
+@torch.no_grad()
+def test_no_pictures(device):
+    x, taps, *vectors = draw("CIFAR's, patch 2", torch.float16, device)
+    none = x[:, :0]
+    assert ops.mix_positions(none, taps, *vectors, "gelu").shape == none.shape
+    assert ops.activate(none, *vectors, "gelu").shape == none.shape
+    assert ops.depthwise_taps(none, none, 5).count_nonzero() == 0
+
+
+def test_the_kernels_are_for_gpus_16_bits_and_up_to_9_x_9():
+    assert not ops.triton_runs(torch.zeros(1, dtype=torch.bfloat16))
+    if torch.cuda.is_available():
+        x = torch.zeros(1, dtype=torch.bfloat16, device="cuda")
+        assert ops.triton_runs(x, 9) == (torch.cuda.get_device_capability()[0] >= 8)
+        assert not ops.triton_runs(x, 11) and not ops.triton_runs(x.float(), 9)
+
+
+def test_where_triton_fails_pytorch_is_used(monkeypatch, python):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    with pytest.warns(UserWarning, match="Triton cannot be used .*; PyTorch's operators are"):
+        assert not ops._triton_works.__wrapped__(99)  # which is not there
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert not ops._triton_works.__wrapped__(0)
+    code = (
+        "import sys; sys.modules['triton'] = None\n"  # as if it were not installed
+        "import torch\n"
+        "from convmixer.gpu import halves, ops\n"
+        "assert ops.kernels is None and halves.fused is None\n"
+        "x = torch.ones(2, 1, 4, 4, dtype=torch.bfloat16)\n"
+        "print(ops.depthwise(x, torch.ones(2, 3, 3), torch.zeros(2)).sum().item())\n"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stdout.strip()) == (0, "200.0"), done.stderr
 
 
 @ON_GPU
 def test_maps_of_more_than_2_31_elements():
-    device = torch.device("cuda")
     if torch.cuda.mem_get_info()[0] < 16e9:
         pytest.skip("this GPU has less than 16 GB free")
-    x = torch.randn(40, 60, 960, 960, device=device, dtype=torch.float16)
-    taps, bias = torch.randn(40, 3, 3, device=device), torch.randn(40, device=device)
-    found = compiled_kernels.convolve(x, taps, bias)
-    last = convolved(x[-1:, -1:], taps[-1:].half(), bias[-1:])
-    assert relative_error(found[-1:, -1:], last) < ROUNDING[torch.float16]
+    x = torch.randn(40, 60, 960, 960, device="cuda", dtype=torch.float16)
+    taps, bias = torch.randn(40, 3, 3, device="cuda"), torch.randn(40, device="cuda")
+    last = convolved(x[-1:, -1:].double(), taps[-1:].half().double(), bias[-1:].double()).cpu()
+    assert relative_error(ops.depthwise(x, taps, bias)[-1:, -1:], last) < ROUNDING[torch.float16]
 
 
 # What a program may have: shared memory of an A100, an RTX 3090 or 4090, an H100 or H200, and a B200.
-SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-needs_disassembler = pytest.mark.skipif(
-    not all(shutil.which(tool.path) for tool in (triton.knobs.nvidia.cuobjdump, triton.knobs.nvidia.nvdisasm)),
-    reason="this Triton comes without NVIDIA's disassembler",
-)
+SHARED = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB
+COMPILED = [("convolve", 9, capability, "gelu") for capability in SHARED]
+COMPILED += [("convolve", 5, 80, ""), ("differentiate", 9, 89, ""), ("differentiate", 9, 90, "")]
+COMPILED += [("activate", 9, 90, "gelu")]
 
 
 @needs_disassembler
-@pytest.mark.parametrize("activation", ["gelu", ""])
-@pytest.mark.parametrize("name", ["convolve", "differentiate"])
-def test_on_an_h200_the_kernels_are_as_they_were_measured(name, activation):
-    code = compile_kernel(name, 9, 90, activation)
-    assert code.spilled == 0 and code.shared <= SHARED[90]
-    assert code.matrix >= 8 and "wgmma.mma_async" in code.ptx
-    # Windows are read 8 bytes at a time, but not where the compiler cannot see that they are aligned.
-    assert "cp.async.ca.shared.global [" in code.ptx and "ld.global.b16" not in code.ptx
-
-
-@needs_disassembler
-@pytest.mark.parametrize("capability", SHARED)
-@pytest.mark.parametrize("kernel_size", [5, 9])
-def test_they_fit_every_gpu(kernel_size, capability):
-    for name, activation in (("convolve", "gelu"), ("convolve", ""), ("differentiate", "")):
-        code = compile_kernel(name, kernel_size, capability, activation)
-        assert code.spilled <= 32 and code.shared <= SHARED[capability] and code.matrix
-
-
-@needs_disassembler
-def test_the_others_compile_too():
-    assert compile_kernel("activate", 9, 90).spilled == 0
-    odd_sides = compile_kernel("convolve", 9, 90, aligned=False)
-    assert odd_sides.spilled <= 128 and odd_sides.matrix
+@pytest.mark.parametrize(("name", "kernel_size", "capability", "activation"), COMPILED)
+def test_they_fit_every_gpu(name, kernel_size, capability, activation):
+    code = compile_kernel(name, kernel_size, capability, activation)
+    assert code.spilled <= 32 and code.shared <= SHARED[capability] * 1024 and bool(code.matrix) == (name != "activate")
+    if capability == 90 and code.matrix:  # as they were measured
+        assert code.spilled == 0 and "wgmma.mma_async" in code.ptx
+        # Windows are read 8 bytes at a time, but not where the compiler cannot see that they are aligned.
+        assert "cp.async.ca.shared.global [" in code.ptx and "ld.global.b16" not in code.ptx
