@@ -1,17 +1,25 @@
-"""Image folders, tar files, WebDataset shards and Hugging Face data sets: as timm reads them, and what is refused."""
+"""Folders, tar files, WebDataset shards and Hugging Face data sets: what is read, as timm does, and what is refused."""
 
 import json
+import os
+import shutil
 import sys
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import encode as encode_as
+from picture_files import heic
 from picture_sets import CLASSES, encode, pictures, write_folder, write_parquet, write_shards, write_tar
+from PIL import Image
 from timm.data import create_dataset
 
-from train.data.sources import MapSamples, Source, StreamSamples, open_pair, open_source
+from train.data.sources import MapSamples, StreamSamples, open_pair, open_source
 from train.errors import DataError
+
+PNG = encode(1, "PNG")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,123 +34,203 @@ def caches(tmp_path_factory):
         yield
 
 
-def samples(source: Source) -> list:
+@pytest.fixture(scope="module")
+def at(tmp_path_factory) -> Path:
+    """Data of every kind; tests write beside it and change nothing."""
+    import datasets
+
+    root = tmp_path_factory.mktemp("data")
+    for split, seed in (("train", 0), ("validation", 1000)):
+        write_folder(root / "pets" / split, pictures(seed))
+        write_tar(root / "tars" / f"{split}.tar", pictures(seed))
+    write_folder(root / "tested/train", pictures())
+    write_folder(root / "tested/test", pictures(1000))
+    write_folder(root / "other/train", pictures())
+    write_folder(root / "other/val", {f"{name}/0.png": PNG for name in ("cat", "cow")})
+    write_folder(root / "ones", {f"{name}/0.png": PNG for name in CLASSES})
+    write_shards(root / "shards")
+    write_shards(root / "bare", info=False)
+    write_parquet(root / "named", [i % 3 for i in range(9)], datasets.ClassLabel(names=list(CLASSES)))
+    write_parquet(root / "numbers", [0, 1, 0])
+    write_parquet(root / "words", [CLASSES[i % 3] for i in range(9)])
+    return root
+
+
+def samples(source) -> list:
+    if source.streaming:
+        return list(StreamSamples(source, np.asarray, 0))
     return [MapSamples(source, np.asarray, 0, False)[0, index] for index in range(len(source))]
 
 
-def assert_same_as_timm(source: Source, theirs) -> None:
-    ours = samples(source)
-    assert len(ours) == len(theirs) > 0
-    for (image, label, broken), (their_image, their_label) in zip(ours, theirs, strict=True):
-        assert np.array_equal(image, np.asarray(their_image))
-        assert (label, broken) == (their_label, ())
-    assert source.labels().tolist() == [label for _, label, _ in ours]
-
-
-# What is read
-
-
-def test_a_folder_is_read_as_timm_reads_it(tmp_path):
-    write_folder(tmp_path / "set/train", pictures())
-    write_folder(tmp_path / "set/validation", pictures(1000))
-    for split, folder in (("train", "train"), ("training", "train"), ("val", "validation"), ("valid", "validation")):
-        source = open_source(str(tmp_path / "set"), split)
-        assert (source.name, source.classes, source.streaming) == (f"set/{folder}", CLASSES, False)
-        assert_same_as_timm(source, create_dataset("", str(tmp_path / "set" / folder)))
-    flat = open_source(str(tmp_path / "set/train"), "val")
-    assert flat.name == "train"
-    assert_same_as_timm(flat, create_dataset("", str(tmp_path / "set/train")))
-
-
-def test_a_class_may_be_called_like_a_split(tmp_path):
-    files = {f"{name}/{i}.png": encode(i, "PNG") for name in ("cat", "val") for i in range(2)}
-    source = open_source(str(write_folder(tmp_path / "set", files)), "val")
-    assert (source.name, source.classes, len(source)) == ("set", ("cat", "val"), 4)
-
-
-def test_other_formats_than_timms_are_not_passed_over(tmp_path):
-    files = {f"{name}/a.webp": encode(i, "WEBP") for i, name in enumerate(CLASSES)} | {"cat/b.BMP": encode(9, "BMP")}
-    assert len(open_source(str(write_folder(tmp_path / "set", files)), "train")) == 4
-
-
-def test_a_tar_file_is_read_as_timm_reads_it(tmp_path):
-    write_tar(tmp_path / "set/train.tar", pictures())
-    write_tar(tmp_path / "set/val.tar", pictures(1000))
-    for data, split, tar in (("set", "train", "train"), ("set", "val", "val"), ("set/train.tar", "val", "train")):
-        source = open_source(str(tmp_path / data), split)
-        assert (source.name.split("/")[-1], source.classes) == (f"{tar}.tar", CLASSES)
-        assert_same_as_timm(source, create_dataset("", str(tmp_path / f"set/{tar}.tar")))
-
-
-def test_shards_are_read_as_timm_reads_them(tmp_path):
-    write_shards(tmp_path / "set")
-    source = open_source(f"wds/{tmp_path / 'set'}", "validation")
-    assert (source.name, source.streaming, len(source)) == ("set/validation", True, 24)
-    assert source.classes == ("class 0", "class 1", "class 2")
-    theirs = list(create_dataset("wds/", str(tmp_path / "set"), split="val"))
-    ours = list(StreamSamples(source, np.asarray, 0))
-    assert len(ours) == len(theirs) == 24
-    for (image, label, broken), (their_image, their_label) in zip(ours, theirs, strict=True):
-        assert np.array_equal(image, np.asarray(their_image))
-        assert (label, broken) == (their_label, ())
-    braces = open_source(f"wds/{tmp_path / 'set'}", "part-{1..2}.tar|12", classes=CLASSES)
-    assert (len(braces), braces.classes) == (12, CLASSES)
-    assert [label for _, label, _ in StreamSamples(braces, np.asarray, 0)] == [
-        n % 3 for n in (*range(1, 24, 4), *range(2, 24, 4))
-    ]
-
-
-def test_hugging_face_data_is_read_as_timm_reads_it(tmp_path, capfd):
-    import datasets
-
-    labels = [i % 3 for i in range(9)]
-    parquet = write_parquet(tmp_path / "named", labels, datasets.ClassLabel(names=list(CLASSES)))
+@pytest.mark.parametrize(
+    ("data", "split", "name", "theirs"),
+    [
+        ("{}/pets", "training", "pets/train", ("", "pets/train")),
+        ("{}/pets", "val", "pets/validation", ("", "pets/validation")),
+        ("{}/pets/train", "val", "train", ("", "pets/train")),
+        ("{}/tars", "val", "tars/validation.tar", ("", "tars/validation.tar")),
+        ("wds/{}/shards", "validation", "shards/validation", ("wds/", "shards")),
+        ("hfds/{}/named", "train", "named/train", ("hfds/{}/named", None)),
+        ("hfds/{}/tested", "test", "tested/test", ("hfds/{}/tested", None)),
+    ],
+)
+def test_everything_is_read_as_timm_reads_it(at, capfd, data, split, name, theirs):
+    kind, root = theirs
+    expected = list(create_dataset(kind.format(at), root and str(at / root), split=split.removesuffix("idation")))
     capfd.readouterr()
-    source = open_source(f"hfds/{parquet}", "train")
+    source = open_source(data.format(at), split)
+    ours = samples(source)
     assert capfd.readouterr() == ("", "")
-    assert (source.name, source.classes) == ("named/train", CLASSES)
-    assert_same_as_timm(source, create_dataset(f"hfds/{parquet}", split="train"))
+    assert (source.name, len(source)) == (name, len(expected)) and len(expected) >= 9
+    assert set(source.classes) == ({"class 0", "class 1", "class 2"} if source.streaming else {*CLASSES})
+    for (image, label, broken), (their_image, their_label) in zip(ours, expected, strict=True):
+        assert np.array_equal(image, np.asarray(their_image))
+        assert (label, broken) == (their_label, ())
+    if not source.streaming:
+        assert source.labels().tolist() == [label for _, label, _ in ours]
 
-    folder = write_folder(tmp_path / "folder/train", pictures()).parent
-    write_folder(folder / "test", pictures(1000))
-    source = open_source(f"hfds/{folder}", "test")
-    assert len(source) == 24
-    assert_same_as_timm(source, create_dataset(f"hfds/{folder}", split="test"))
-    assert source.filename(0).endswith("0.JPEG")
 
-    numbers = open_source(f"hfds/{write_parquet(tmp_path / 'numbers', labels)}", "train")
-    assert numbers.classes == ("class 0", "class 1", "class 2")
-    words = open_source(f"hfds/{write_parquet(tmp_path / 'words', [CLASSES[i] for i in labels])}", "train")
+def test_shards_and_label_columns_without_a_description(at):
+    braces = open_source(f"wds/{at}/bare", "part-{1..2}.tar|12", classes=CLASSES)
+    assert (len(braces), braces.classes) == (12, CLASSES)
+    numbers = [n % 3 for n in (*range(1, 24, 4), *range(2, 24, 4))]
+    assert [label for _, label, _ in samples(braces)] == numbers
+    assert open_source(f"hfds/{at}/numbers", "train").classes == ("class 0", "class 1")
+    words = open_source(f"hfds/{at}/words", "train")
     assert words.classes == tuple(sorted(CLASSES))
-    assert [words.classes[label] for _, label, _ in samples(words)] == [CLASSES[i] for i in labels]
-    assert [words.classes[label] for label in words.labels()] == [CLASSES[i] for i in labels]
+    assert [words.classes[label] for label in words.labels()] == [CLASSES[i % 3] for i in range(9)]
+    assert [label for _, label, _ in samples(words)] == words.labels().tolist()
 
 
-def test_classes_that_were_asked_for_give_the_indices(tmp_path):
-    wanted = ("bird", *reversed(CLASSES))
-    for data in (
-        write_folder(tmp_path / "folder", pictures()),
-        write_tar(tmp_path / "set.tar", pictures()),
-    ):
-        plain, mapped = open_source(str(data), "train"), open_source(str(data), "train", classes=wanted)
-        assert mapped.classes == wanted
-        assert [wanted[i] for i in mapped.labels()] == [CLASSES[i] for i in plain.labels()]
-        assert [s[1] for s in samples(mapped)] == mapped.labels().tolist()
+@pytest.mark.parametrize("data", ["pets", "tars", "hfds"])
+def test_classes_that_were_asked_for_give_the_indices(at, data):
+    wanted, data = ("bird", *reversed(CLASSES)), f"hfds/{at}/words" if data == "hfds" else str(at / data)
+    plain, mapped = open_source(data, "train"), open_source(data, "train", classes=wanted)
+    assert mapped.classes == wanted
+    assert [wanted[i] for i in mapped.labels()] == [plain.classes[i] for i in plain.labels()]
+    assert [label for _, label, _ in samples(mapped)] == mapped.labels().tolist()
 
 
-# The held-out part
+def laid_out(kind: str, tmp_path: Path, paths: str) -> str:
+    """Pictures at these paths (a path that ends in "/" is an empty folder), as a folder or as a tar file."""
+    files = {path: PNG if path.endswith("png") else b"text" for path in paths.split() if path[-1] != "/"}
+    folder = write_folder(tmp_path / "set", files)
+    for path in paths.split():
+        (folder / path if path[-1] == "/" else folder).mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        return str(folder)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(folder, ".")
+    return str(tmp_path / "set.tar")
+
+
+both = pytest.mark.parametrize("kind", ["folder", "tar"])
+
+
+@both
+@pytest.mark.parametrize(
+    ("paths", "classes", "notes"),
+    [
+        ("ant/day/1.png ant/night/1.png ant/2.png bee/day/far/1.png", {"ant": 3, "bee": 1}, []),
+        ("ant/1.png bee/1.png .ipynb_checkpoints/1.png ant/.trash/2.png bee/.2.png", {"ant": 1, "bee": 1}, []),
+        (
+            "ant/1.png bee/1.png ant/a.txt bee/b.txt README cow/ pig/day/ .git/",
+            {"ant": 1, "bee": 1},
+            ["endings: 2 .txt, 1 without an ending", "no picture: 2 folders (cow, pig)"],
+        ),
+        ("Train/ant/1.png Train/bee/x/1.png Val/ant/3.png TEST/ant/4.png", {"ant": 1, "bee": 1}, []),
+        ("bee10/1.png bee9/1.png bee9/2.png Bee9/1.png", {"Bee9": 1, "bee9": 2, "bee10": 1}, []),
+        ("ant/train/1.png val/1.png", {"ant": 1, "val": 1}, []),  # nothing is held out below them
+    ],
+)
+def test_the_class_is_the_first_level_and_what_is_left_out_is_named(kind, tmp_path, paths, classes, notes):
+    source = open_source(laid_out(kind, tmp_path, paths), "train", training=True)
+    assert list(zip(source.classes, source.counts(), strict=True)) == list(classes.items())
+    assert len(source.notes) == len(notes)
+    assert all(note in said for note, said in zip(notes, source.notes, strict=True))
+    for index, (image, label, broken) in enumerate(samples(source)):
+        assert image.shape and broken == ()
+        assert f"/{source.classes[label]}/" in source.filename(index)
+
+
+@both
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ("pets/Train/ant/1.png pets/Train/bee/1.png pets/Val/ant/1.png", "train/ and val/ in pets/; give {}/pets"),
+        ("ant/train/1.png bee/train/1.png ant/val/2.png bee/val/2.png", "as in train/ant and val/ant"),
+        ("pets/ant/1.png pets/bee/1.png", "one class only, pets; a classifier needs two or more; if ant, bee are"),
+        ("train/ant/1.png train/2.png val/ant/1.png", "in no class's folder, such as 2.png"),
+        ("train/1.png val/2.png", "in no class's folder, such as train/1.png"),
+        ("ant/a.txt ant/b.txt bee/c.md", "; there are 2 .txt, 1 .md"),
+        ("val/ant/1.png val/bee/1.png", "no split 'train' with a subfolder a class; it has val"),
+    ],
+)
+def test_another_layout_is_refused_with_what_was_meant(kind, tmp_path, paths, said):
+    data = laid_out(kind, tmp_path, paths)
+    if kind == "tar" and said.startswith("one class"):
+        assert open_source(data, "train", training=True).classes == ("ant", "bee")  # the folder that was packed
+        return
+    with pytest.raises(DataError) as caught:
+        open_pair(data)
+    assert said.format(data) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@both
+def test_the_path_that_was_meant_can_be_given(kind, tmp_path):
+    paths = "pets/train/ant/1.png pets/train/bee/1.png pets/val/ant/1.png"
+    training, held_out = open_pair(laid_out(kind, tmp_path, paths) + "/pets")
+    assert training.classes == held_out.classes == ("ant", "bee")
+    assert (training.counts(), held_out.counts()) == ([1, 1], [1, 0])  # the validation split lacks a class
+    assert training.name.endswith("pets/train") and held_out.name.endswith("pets/val")
+
+
+def test_every_format_that_is_read_is_found(tmp_path, monkeypatch):
+    picture = Image.new("RGB", (9, 7), (200, 40, 40))
+    endings = {"JPEG": "jfif", "PNG": "PNG", "PPM": "ppm", "TIFF": "tif", "WEBP": "webp", "AVIF": "avif", "BMP": "BMP"}
+    files = {f"ant/{i}.{ending}": encode_as(picture, format) for i, (format, ending) in enumerate(endings.items())}
+    folder = write_folder(tmp_path / "set", files | {"bee/1.HEIC": heic(picture), "bee/2.png": PNG})
+    source = open_source(str(folder), "train")
+    assert (len(source), source.notes) == (len(files) + 2, ())
+    assert all(image.shape == (7, 9, 3) for image, _, _ in samples(source)[:-1])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    source = open_source(str(folder), "train")
+    assert len(source) == len(files) + 1 and "1 .heic (pip install pillow-heif)" in source.notes[0]
+
+
+def test_links_pipes_and_tar_files_in_tar_files(tmp_path):
+    folder = write_folder(tmp_path / "set", {"ant/1.png": PNG, "bee/1.png": PNG})
+    write_folder(tmp_path / "elsewhere", {"1.png": PNG, "2.png": PNG})
+    (folder / "cow").symlink_to(tmp_path / "elsewhere")
+    (folder / "bee/round").symlink_to(folder)
+    (folder / "ant/gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(folder / "ant/pipe.png")
+    source = open_source(str(folder), "train")
+    assert Counter(source.classes[label] for label in source.labels()) == {"ant": 2, "bee": 1, "cow": 2}
+    assert source.notes == ("not read: 1 that are no regular files",)
+
+    two, three = encode(2, "PNG"), encode(3, "PNG")
+    inner = write_tar(tmp_path / "ant.tar", {"1.png": PNG, "2.png": two}).read_bytes()
+    path = write_tar(tmp_path / "set.tar", {"ant.tar": inner, "bee/1.png": three})
+    with tarfile.open(path, "a") as tar:
+        for kind, name in ((tarfile.LNKTYPE, "bee/again.png"), (tarfile.SYMTYPE, "bee/link.png")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "bee/1.png"
+            tar.addfile(member)
+    source = open_source(str(path), "train")
+    contents = {source.filename(i).split("set.tar/")[1]: source.reader[i][0].read() for i in range(4)}
+    assert contents == {"ant/1.png": PNG, "ant/2.png": two, "bee/1.png": three, "bee/again.png": three}
 
 
 def test_the_hold_out_takes_a_share_of_each_class_and_never_overlaps(tmp_path):
-    files = pictures() | {f"cat/more {i}.png": encode(500 + i, "PNG") for i in range(22)}
-    files |= {"one/0.png": encode(900, "PNG"), "two/0.png": encode(901, "PNG"), "two/1.png": encode(902, "PNG")}
+    files = pictures() | {f"cat/more {i}.png": PNG for i in range(22)}
+    files |= {"one/0.png": PNG, "two/0.png": PNG, "two/1.png": PNG}
     data = str(write_folder(tmp_path / "set", files))
     training, held = open_pair(data, hold_out=0.1)
     assert training.classes == held.classes == (*CLASSES, "one", "two")
     assert Counter(held.labels().tolist()) == {0: 3, 1: 1, 2: 1, 4: 1}
     assert sorted([*training.indices, *held.indices]) == list(range(len(files)))
     assert held.name == "set, hold-out (10 % of each class, seed 0)"
-    assert training.name == "set without the hold-out (10 % of each class, seed 0)"
     names = [held.filename(i) for i in range(len(held))]
     assert [label for _, label, _ in samples(held)] == held.labels().tolist()
     assert names == [open_pair(data, hold_out=0.1)[1].filename(i) for i in range(len(held))]
@@ -150,122 +238,78 @@ def test_the_hold_out_takes_a_share_of_each_class_and_never_overlaps(tmp_path):
     assert len(open_pair(data, hold_out=0.99)[0]) >= 5  # every class keeps a picture
 
 
-def test_a_validation_split_is_used_where_there_is_one(tmp_path):
-    write_folder(tmp_path / "set/train", pictures())
-    write_folder(tmp_path / "set/test", pictures(1000))
-    data = str(tmp_path / "set")
-    training, held = open_pair(data)
-    assert "hold-out" in held.name  # the test pictures are left alone
-    assert len(training) + len(held) == 24
-    training, held = open_pair(data, "train", "test")
-    assert (training.name, len(training), held.name, len(held)) == ("set/train", 24, "set/test", 24)
-    write_tar(tmp_path / "set/val.tar", pictures(2000))
-    assert open_pair(data)[1].name == "set/val.tar"
-    write_shards(tmp_path / "shards")
-    training, held = open_pair(f"wds/{tmp_path / 'shards'}")
+def test_the_validation_split_is_held_out_and_never_the_test_split(at):
+    part = "tested/train, hold-out (10 % of each class, seed 0)"
+    for data, splits, name in (
+        (f"{at}/pets", (), "pets/validation"),
+        (f"{at}/tested", (), part),
+        (f"{at}/tested", ("train", "test"), "tested/test"),
+        (f"wds/{at}/shards", (), "shards/val"),
+    ):
+        training, held = open_pair(data, *splits)
+        assert held.name == name and training.classes == held.classes
+        assert len(training) + len(held) == (24 if name == part else 48)
     assert (training.reader.is_training, held.reader.is_training) == (True, False)
-    assert training.classes == held.classes
 
 
-# What is refused
-
-
-def refused(data: object, split: str = "train", pair: bool = False, **options) -> str:
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        ("{}/nowhere", {}, "does not exist"),
+        (__file__, {}, "neither a folder nor a .tar file"),
+        ("{}/tars/train.tar/cow", {}, "holds no folder cow; it has cat, dog 2, dog 10"),
+        ("{}/pets", {"train_split": "trian"}, "no split 'trian' with a subfolder a class; it has train, val"),
+        ("{}/tested", {"val_split": "small"}, "no split 'small'"),
+        ("{}/tested", {"val_split": "train"}, "both the training and the validation split"),
+        ("{}/tested", {"hold_out": 1.0}, "above 0 and below 1"),
+        ("{}/ones", {}, "one picture a class"),
+        ("{}/other", {}, "other/val has classes that are none of the 3 to learn: cow; those are cat, dog 2, dog 10"),
+        ("wds/{}/nowhere", {}, "there is no folder"),
+        ("wds/{}/bare", {}, 'nor an _info.json; give the shards as the split: "part-'),
+        ("wds/{}/bare", {"train_split": "part-{0..3}.tar|many"}, "is not how shards are written"),
+        ("wds/{}/bare", {"train_split": "part-{0..5}.tar|36"}, "2 of 6 shards are missing"),
+        ("wds/{}/bare", {"train_split": "part-{0..3}.tar|24"}, "cannot be held out"),
+        ("wds/{}/shards", {"train_split": "test"}, "no split 'test'; it has train, val"),
+        ("wds/{}/shards", {"val_split": "part-3.tar"}, "how many pictures"),
+        ("hfds/{}/nowhere", {}, "there is no folder"),
+        ("hfds/nobody/nothing-such", {}, "cannot be loaded: there is no such folder, and from the Hub"),
+        ("hfds/{}/numbers", {"train_split": "val"}, "no split 'val'; it has train"),
+        ("hfds/{}/numbers", {"classes": ("cat",)}, "has the label 1, but there are 1 classes"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_line(at, capfd, data, options, said):
     with pytest.raises(DataError) as caught:
-        if pair:
-            open_pair(str(data), **options)
-        else:
-            open_source(str(data), split, **options)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 500
-    return message
+        open_pair(data.format(at), **options)
+    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_no_data_is_one_line(tmp_path):
-    assert "does not exist" in refused(tmp_path / "nowhere")
-    (tmp_path / "empty/cat").mkdir(parents=True)
-    assert "holds no pictures (.apng, .avif" in refused(tmp_path / "empty")
-    assert "no class's folder" in refused(write_folder(tmp_path / "loose", {"a.png": encode(1, "PNG")}))
-    mixed = pictures() | {"stray.png": encode(1, "PNG")}
-    assert "no class's folder" in refused(write_folder(tmp_path / "mixed", mixed))
-    # Split folders whose pictures are not sorted into classes are no classes themselves.
-    unsorted = {"train/a.png": encode(1, "PNG"), "val/b.png": encode(2, "PNG")}
-    assert "no class's folder" in refused(write_folder(tmp_path / "unsorted", unsorted))
-    single = write_folder(tmp_path / "single", {"cat/a.png": encode(1, "PNG")})
-    assert "one class only" in refused(single, training=True)
-    assert open_source(str(single), "val").classes == ("cat",)  # nothing against measuring one
-    (tmp_path / "text.txt").write_text("text")
-    assert "neither a folder nor a .tar file" in refused(tmp_path / "text.txt")
+def refused(data: object) -> str:
+    with pytest.raises(DataError) as caught:
+        open_source(str(data), "train")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_a_split_that_is_not_there_is_one_line(tmp_path):
-    write_folder(tmp_path / "set/train", pictures())
-    write_folder(tmp_path / "set/test", pictures())
-    assert "no split 'val' with a subfolder a class; it has train, test" in refused(tmp_path / "set", "val")
-    assert "no split 'trian'" in refused(tmp_path / "set", "trian")
-    assert "no split 'trian'" in refused(tmp_path / "set/train", "trian")
-    assert "no split 'small'" in refused(tmp_path / "set", pair=True, val_split="small")
-    assert "both" in refused(tmp_path / "set", pair=True, val_split="train")
-    assert "above 0 and below 1" in refused(tmp_path / "set", pair=True, hold_out=1.0)
-    ones = write_folder(tmp_path / "ones", {f"{name}/0.png": encode(1, "PNG") for name in CLASSES})
-    assert "one picture a class" in refused(ones, pair=True)
-
-
-def test_splits_with_other_classes_are_one_line(tmp_path):
-    write_folder(tmp_path / "set/train", pictures())
-    write_folder(tmp_path / "set/val", {f"{name}/0.png": encode(1, "PNG") for name in ("cat", "dog 2", "cow")})
-    expected = "set/val has classes that are none of the 3 to learn: cow; those are cat, dog 2, dog 10"
-    assert refused(tmp_path / "set", pair=True) == refused(tmp_path / "set", "val", classes=CLASSES) == expected
-
-
-def test_a_damaged_tar_file_is_one_line(tmp_path):
+def test_damaged_files_are_one_line(at, tmp_path, monkeypatch, capfd):
     whole = write_tar(tmp_path / "set.tar", pictures()).read_bytes()
     with tarfile.open(tmp_path / "set.tar") as tar:
         last = max(member.offset_data + member.size for member in tar)
-    cuts = [whole[:end] for end in (last - 10, last // 2 + 7, last // 1024 * 512, 512, 300, 0)]
-    for content in (*cuts, b"no tar file" * 100, b"no tar file" * 100 + bytes(1024)):
+    for content in (whole[: last - 10], whole[: last // 1024 * 512], b"", b"no tar file" * 100 + bytes(1024)):
         (tmp_path / "cut.tar").write_bytes(content)
         assert "is no tar file, or is" in refused(tmp_path / "cut.tar")
-    assert "holds no pictures" in refused(write_tar(tmp_path / "none.tar", {"a/b.txt": b"text"}))
-    assert "no class's folder" in refused(write_tar(tmp_path / "loose.tar", {"b.png": encode(1, "PNG")}))
-
-
-def test_shards_that_cannot_be_read_are_one_line(tmp_path, capfd):
-    assert "there is no folder" in refused(f"wds/{tmp_path / 'nowhere'}")
-    bare = write_shards(tmp_path / "bare", info=False)
-    assert 'nor an _info.json; give the shards as the split: "part-' in refused(f"wds/{bare}")
-    assert "how many pictures" in refused(f"wds/{bare}", "part-{0..3}.tar")
-    assert "part-{0..3}.tar" in refused(f"wds/{bare}", "part-{0..3}.tar", training=True)
-    assert "is not how shards are written" in refused(f"wds/{bare}", "part-{0..3}.tar|many")
-    assert "2 of 6 shards are missing" in refused(f"wds/{bare}", "part-{0..5}.tar|36")
-    good = write_shards(tmp_path / "good")
-    assert "no split 'test'; it has train, val" in refused(f"wds/{good}", "test")
-    assert "cannot be held out" in refused(f"wds/{bare}", pair=True, train_split="part-{0..3}.tar|24")
-    (good / "_info.json").write_text(json.dumps({"splits": {"train": {"name": "train"}}}))
-    assert "not described in full" in refused(f"wds/{good}")
-    (good / "_info.json").write_text("{")
-    assert "_info.json cannot be read" in refused(f"wds/{good}")
-    (bare / "part-1.tar").write_bytes((bare / "part-1.tar").read_bytes()[:3000])
-    assert "part-1.tar is no tar file, or is cut short" in refused(f"wds/{bare}", "part-{0..3}.tar|24")
-    assert capfd.readouterr() == ("", "")
-
-
-def test_hugging_face_data_that_cannot_be_read_is_one_line(tmp_path, capfd):
-    assert "there is no folder" in refused(f"hfds/{tmp_path / 'nowhere'}")
-    assert "nobody/nothing-such cannot be loaded: there is no such folder, and from the Hub" in refused(
-        "hfds/nobody/nothing-such"
-    )
-    data = write_parquet(tmp_path / "data", [0, 1, 0])
-    assert "no split 'val'; it has train" in refused(f"hfds/{data}", "val")
+    shards = shutil.copytree(at / "shards", tmp_path / "shards")
+    (shards / "part-1.tar").write_bytes((shards / "part-1.tar").read_bytes()[:3000])
+    assert "part-1.tar is no tar file, or is cut short" in refused(f"wds/{shards}")
+    (shards / "_info.json").write_text(json.dumps({"splits": {"train": {"name": "train"}}}))
+    assert "not described in full" in refused(f"wds/{shards}")
+    (shards / "_info.json").write_text("{")
+    assert "_info.json cannot be read" in refused(f"wds/{shards}")
     assert "without a label" in refused(f"hfds/{write_parquet(tmp_path / 'none', [0, 1, -1])}")
     assert "must be names or numbers" in refused(f"hfds/{write_parquet(tmp_path / 'floats', [0.5, 1.5])}")
-    capfd.readouterr()
-    assert "has the label 1, but there are 1 classes" in refused(f"hfds/{data}", classes=("cat",))
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     for name, form in (("datasets", "hfds"), ("webdataset", "wds")):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
             assert f"pip install {name}" in refused(f"{form}/{tmp_path}")
+    monkeypatch.setattr("os.scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    assert "cannot be read (Permission denied)" in refused(at / "ones")  # root may read every folder
