@@ -5,64 +5,67 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from picture_sets import pictures, write_folder, write_shards
 from PIL import Image
 from torchvision import transforms
 
 from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10, Preprocessing
 from train.data import batches
-from train.data.batches import MemoryBatches, SourceBatches, memory_batches, normalise
+from train.data.batches import MemoryBatches, SourceBatches, StreamBatches, memory_batches, normalise
 from train.data.cifar import LabelledImages
 from train.data.sources import open_source
 from train.distributed import World
-from train.errors import DataError, TrainingError
-from train.plan import Plan, epoch_order
+from train.errors import TrainingError
+from train.plan import Plan, check_batch_norm, epoch_order
 from train.recipe import Augmentation, Recipe
 from train.recipes import RECIPES
 
 CPU = torch.device("cpu")
-RECIPE = Recipe("x", ConvMixerConfig(16, 1, 5, 2, 10), CIFAR10, epochs=1, batch_size=16)
+CROPS = Augmentation(scale=0.5, ratio=(0.75, 1.33), ra_n=2, jitter=0.2)
+RECIPE = Recipe("x", ConvMixerConfig(16, 1, 5, 2, 10), CIFAR10, epochs=1, batch_size=16, augmentation=CROPS)
+READ = dataclasses.replace(
+    RECIPE,
+    preprocessing=Preprocessing(24),
+    batch_size=8,
+    micro_batch=4,
+    augmentation=Augmentation(scale=0.3, aa="rand-m9-mstd0.5-inc1", interpolation="random"),
+)
 
 
-def images_of(n: int, seed: int = 0) -> LabelledImages:
-    rng = np.random.default_rng(seed)
+def images_of(n: int) -> LabelledImages:
+    rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     return LabelledImages("made", images, rng.integers(0, 10, n), tuple("abcdefghij"))
 
 
-# The plan
-
-
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 @pytest.mark.parametrize("micro_batch", [1, 5, 16, 100])
-@pytest.mark.parametrize(("images", "batch_size"), [(50, 16), (64, 16), (7, 16), (33, 16)])
-def test_every_position_is_dealt_once(images, batch_size, micro_batch, processes):
-    plan = Plan(images, batch_size, micro_batch, False, processes)
+@pytest.mark.parametrize("images", [50, 64, 7, 33])
+def test_every_picture_is_dealt_once(images, micro_batch, processes):
+    plan = Plan(images, 16, micro_batch, False, processes)
     seen = []
     for step in range(plan.steps):
         parts = [plan.parts(step, rank) for rank in range(processes)]
         assert len({len(mine) for mine in parts}) == 1  # all processes meet at each part
-        positions = [p for mine in parts for part in mine for p in range(part.start, part.stop)]
-        assert positions == list(range(step * batch_size, step * batch_size + plan.size(step)))
         sizes = [part.stop - part.start for mine in parts for part in mine]
-        assert min(sizes) >= 1
+        assert sum(sizes) == plan.size(step) and min(sizes) >= 1
         assert max(sizes) <= max(micro_batch, -(-plan.size(step) // processes) if micro_batch == 1 else 0)
-        seen += positions
-    left_out = images - len(seen)
-    assert left_out < processes  # only where a last batch has fewer pictures than there are processes
-    assert left_out == 0 or processes > 1
+        seen += [p for mine in parts for part in mine for p in range(part.start, part.stop)]
+    assert seen == list(range(len(seen)))
+    assert images - len(seen) < processes  # only where a last batch has fewer pictures than there are processes
 
 
-def test_the_published_batch_stays_640_on_any_number_of_gpus():
-    for processes, parts, size in ((10, 1, 64), (1, 10, 64), (5, 2, 64), (8, 2, 40), (2, 5, 64)):
-        plan = Plan(1_281_167, 640, 64, True, processes)
-        assert plan.steps == 2001
-        assert plan.size(0) == 640
-        assert [part.stop - part.start for part in plan.parts(2000, processes - 1)] == [size] * parts
-    assert (
-        "1,281,167 training pictures, 2,001 steps an epoch of 640 = 8 processes x 2 parts of 40"
-        in Plan(1_281_167, 640, 64, True, 8).describe()
-    )
+@pytest.mark.parametrize(
+    ("processes", "parts"),
+    [(1, [64] * 10), (2, [64] * 5), (4, [53, 53, 54]), (5, [64, 64]), (8, [40, 40]), (10, [64])],
+)
+def test_the_published_batch_stays_640_on_any_number_of_gpus(processes, parts):
+    plan = Plan(1_281_167, 640, 64, True, processes)
+    assert (plan.steps, plan.size(0)) == (2001, 640)
+    assert [part.stop - part.start for part in plan.parts(2000, 0)] == parts
+    shape = f"{processes} process{'es' * (processes > 1)} x {len(parts)} part{'s' * (len(parts) > 1)} of {parts[-1]}"
+    assert plan.describe() == f"1,281,167 training pictures, 2,001 steps an epoch of 640 = {shape}"
 
 
 def test_plans_that_cannot_be_are_one_line():
@@ -70,152 +73,103 @@ def test_plans_that_cannot_be_are_one_line():
         Plan(100, 4, 4, False, 8)
     with pytest.raises(TrainingError, match="7 training pictures do not fill one batch of 16"):
         Plan(7, 16, 16, True)
+    one_position = dataclasses.replace(RECIPE, model=ConvMixerConfig(16, 1, 5, 32, 10))
+    with pytest.raises(TrainingError, match="of 33 pictures in batches of 16 one is left; add --drop-last"):
+        check_batch_norm(Plan(33, 16, 16, False), one_position)
+    check_batch_norm(Plan(33, 16, 16, True), one_position)
 
 
-def test_the_order_is_a_permutation_by_seed_and_epoch():
-    assert sorted(epoch_order(50, 0, 1)) == list(range(50))
-    assert np.array_equal(epoch_order(50, 0, 1), epoch_order(50, 0, 1))
-    assert not np.array_equal(epoch_order(50, 0, 1), epoch_order(50, 0, 2))
-    assert not np.array_equal(epoch_order(50, 0, 1), epoch_order(50, 1, 1))
+def same(some: list, others: list) -> bool:
+    assert len(some) == len(others) > 0
+    pairs = list(zip(some, others, strict=True))
+    return all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
 
 
-# In memory
+def taken_in_turns(*shares: list) -> list:
+    return [part for turn in zip(*shares, strict=True) for part in turn]
 
 
-def parts_of(recipe: Recipe, rank: int = 0, size: int = 1, epoch: int = 1, first_step: int = 0, n: int = 50) -> list:
-    return list(MemoryBatches(images_of(n), recipe, World(CPU, rank, size)).parts(epoch, first_step))
+def in_memory(n: int = 64, rank: int = 0, size: int = 1, epoch: int = 1, first_step: int = 0, ahead=None, **fields):
+    recipe = dataclasses.replace(RECIPE, **{"micro_batch": 8} | fields)
+    return list(MemoryBatches(images_of(n), recipe, World(CPU, rank, size), ahead).parts(epoch, first_step))
 
 
 def test_an_epoch_holds_every_picture_once_and_the_last_batch_is_kept():
-    plain = dataclasses.replace(RECIPE, augmentation=Augmentation(flip=0.0))
-    parts = parts_of(plain)
+    parts, made = in_memory(50, micro_batch=16, augmentation=Augmentation(flip=0.0)), images_of(50)
     assert [len(part.labels) for part in parts] == [16, 16, 16, 2]
-    made = images_of(50)
     order = epoch_order(50, 0, 1)
-    images = torch.cat([part.images for part in parts]).permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(images, made.images[order])
+    assert sorted(order) == list(range(50))
+    assert np.array_equal(torch.cat([part.images for part in parts]).permute(0, 2, 3, 1), made.images[order])
     assert torch.cat([part.labels for part in parts]).tolist() == made.labels[order].tolist()
 
 
-def test_processes_get_what_one_process_gets_in_parts():
-    augmented = dataclasses.replace(RECIPE, micro_batch=8, augmentation=Augmentation(scale=0.5, ra_n=2, jitter=0.2))
-    alone = parts_of(augmented, n=64)
-    first, second = (parts_of(augmented, rank, 2, n=64) for rank in (0, 1))
-    together = [part for pair in zip(first, second, strict=True) for part in pair]
-    assert len(alone) == len(together) == 8
-    for a, b in zip(alone, together, strict=True):
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.labels, b.labels)
-
-
-def test_an_epoch_that_is_taken_up_in_the_middle_goes_on_the_same():
-    augmented = dataclasses.replace(RECIPE, augmentation=Augmentation(scale=0.5, ra_n=2))
-    whole, rest = parts_of(augmented), parts_of(augmented, first_step=2)
-    assert len(rest) == 2
-    assert all(torch.equal(a.images, b.images) for a, b in zip(whole[2:], rest, strict=True))
-    other = parts_of(augmented, epoch=2)
-    assert not torch.equal(whole[0].images, other[0].images)
+def test_pictures_in_memory_do_not_depend_on_processes_resumption_or_how_many_parts_are_augmented_together():
+    """Bit for bit, so that a run may be taken up with other numbers."""
+    alone = in_memory()
+    assert len(alone) == 8
+    assert same(alone, taken_in_turns(in_memory(rank=0, size=2), in_memory(rank=1, size=2)))
+    assert same(alone[4:], in_memory(first_step=2))
+    for ahead in (2, 3, 9):
+        assert same(alone, in_memory(ahead=ahead)) and same(alone[2:], in_memory(first_step=1, ahead=ahead))
+    assert not same(alone, in_memory(epoch=2)) and not same(alone, in_memory(seed=1))
 
 
 def test_a_gpu_augments_many_parts_together_unless_told_otherwise():
     recipe = RECIPES["cifar10"]
-    for device, ahead, chosen in (("cpu", None, 1), ("meta", None, 22), ("meta", 3, 3), ("cpu", 8, 8)):
+    for device, ahead, chosen in (("cpu", None, 1), ("meta", None, 22), ("meta", 3, 3)):
         assert MemoryBatches(images_of(4), recipe, World(torch.device(device)), ahead).ahead == chosen
-    large = dataclasses.replace(recipe, batch_size=50_000, micro_batch=50_000)
-    assert MemoryBatches(images_of(4), large, World(torch.device("meta"))).ahead == 1
-
-
-@pytest.mark.parametrize("ahead", [2, 3, 8])
-def test_parts_that_are_augmented_together_come_out_the_same(ahead):
-    """Bit for bit, so that a run may be taken up with another number."""
-    settings = Augmentation(scale=0.5, ratio=(0.75, 1.33), ra_n=2, jitter=0.2)
-    augmented, world = dataclasses.replace(RECIPE, augmentation=settings), World(CPU)
-    for first_step in (0, 1):
-        alone = MemoryBatches(images_of(50), augmented, world).parts(1, first_step)
-        together = MemoryBatches(images_of(50), augmented, world, ahead).parts(1, first_step)
-        for a, b in zip(alone, together, strict=True):
-            assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
 
 
 def test_held_out_pictures_come_once_over_all_processes():
     made = images_of(23)
     for size in (1, 2, 5):
-        labels = [
-            label.item()
-            for rank in range(size)
-            for _, part in memory_batches(made, CIFAR10, World(CPU, rank, size), 4)
-            for label in part
-        ]
+        shares = [memory_batches(made, CIFAR10, World(CPU, rank, size), 4) for rank in range(size)]
+        labels = [label.item() for share in shares for _, part in share for label in part]
         assert sorted(labels) == sorted(made.labels.tolist())
 
 
 def test_normalise_equals_torchvisions():
     made = images_of(5)
     expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CIFAR10.mean, CIFAR10.std)])
-    uint8 = torch.from_numpy(made.images).permute(0, 3, 1, 2)
-    normalised = normalise(uint8, CIFAR10)
+    normalised = normalise(torch.from_numpy(made.images).permute(0, 3, 1, 2), CIFAR10)
     assert torch.equal(normalised, torch.stack([expected(Image.fromarray(image)) for image in made.images]))
     assert normalised.is_contiguous(memory_format=torch.channels_last)
 
 
-# Read from disk
+def loader(data, workers: int = 0, rank: int = 0, size: int = 1) -> SourceBatches | StreamBatches:
+    source = open_source(str(data), "train", training=True)
+    return (StreamBatches if source.streaming else SourceBatches)(source, READ, World(CPU, rank, size), workers)
 
 
-@pytest.fixture
-def folder(tmp_path, picture):
-    """30 pictures in three classes, one of them broken."""
-    for i in range(30):
-        path = tmp_path / "pets" / ("cat", "dog", "newt")[i % 3] / f"{i:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(40 + i, 50, seed=i).save(path)
-    (tmp_path / "pets" / "dog" / "04.png").write_bytes(b"broken")
-    return tmp_path / "pets"
-
-
-FOLDER_RECIPE = dataclasses.replace(
-    RECIPE,
-    preprocessing=Preprocessing(24),
-    batch_size=8,
-    micro_batch=4,
-    augmentation=Augmentation(scale=0.3, ratio=(0.75, 1.33), aa="rand-m9-mstd0.5-inc1", interpolation="random"),
-)
-
-
-def source_parts(folder, workers: int, epoch: int = 1, first_step: int = 0, rank: int = 0, size: int = 1) -> list:
-    source = open_source(str(folder), "train", training=True)
-    loader = SourceBatches(source, FOLDER_RECIPE, World(CPU, rank, size), workers)
-    return list(loader.parts(epoch, first_step))
-
-
-def test_pictures_from_a_folder_do_not_depend_on_workers_processes_or_resumption(folder):
-    alone = source_parts(folder, workers=0)
-    assert [len(part.labels) for part in alone] == [4, 4, 4, 4, 4, 4, 3, 3]
+def test_pictures_from_a_folder_do_not_depend_on_workers_processes_or_resumption(tmp_path):
+    folder = write_folder(tmp_path / "pets", pictures() | {"cat/0.JPEG": b"broken", "cat/more.png": b"broken"})
+    alone = list(loader(folder).parts(1, 0))
+    assert [len(part.labels) for part in alone] == [4, 4, 4, 4, 4, 4, 1]
     assert all(part.images.dtype == torch.uint8 and part.images.shape[1:] == (3, 24, 24) for part in alone)
-    assert sum(len(part.broken) for part in alone) == 1
-    with_workers = source_parts(folder, workers=2)
-    pairs = zip(source_parts(folder, 1, rank=0, size=2), source_parts(folder, 1, rank=1, size=2), strict=True)
-    shared = [part for pair in pairs for part in pair]
-    rest = source_parts(folder, workers=2, first_step=2)
-    for expected, others in ((alone, with_workers), (alone, shared), (alone[4:], rest)):
-        assert len(expected) == len(others)
-        assert all(torch.equal(a.images, b.images) for a, b in zip(expected, others, strict=True))
-        assert all(torch.equal(a.labels, b.labels) for a, b in zip(expected, others, strict=True))
+    assert sum(len(part.broken) for part in alone) == 2
+    two_workers = loader(folder, workers=2)
+    assert not same(alone, list(two_workers.parts(0, 0)))
+    assert same(alone, list(two_workers.parts(1, 0)))  # whatever the epoch before has drawn
+    assert same(alone[4:], list(two_workers.parts(1, 2)))
+    shares = [list(loader(folder, 1, rank, 2).parts(1, 0)) for rank in (0, 1)]
+    assert same(alone[:6], taken_in_turns(*shares))  # the last picture has no partner
 
 
-def test_a_loader_serves_one_epoch_after_the_other(folder):
-    loader = SourceBatches(open_source(str(folder), "train", training=True), FOLDER_RECIPE, World(CPU), 2)
-    first, second = list(loader.parts(0, 0)), list(loader.parts(1, 0))
-    again = source_parts(folder, workers=0, epoch=1)
-    assert not torch.equal(first[0].images, second[0].images)
-    assert all(torch.equal(a.images, b.images) for a, b in zip(second, again, strict=True))
+def test_a_stream_that_is_taken_up_in_the_middle_goes_on_the_same(tmp_path):
+    shards = f"wds/{write_shards(tmp_path / 'shards')}"
+    two_workers = loader(shards, workers=2)
+    first, whole = list(two_workers.parts(2, 0)), list(two_workers.parts(3, 0))
+    assert [len(part.labels) for part in whole] == [4] * 6
+    assert not same(first, whole) and same(whole[4:], list(loader(shards, workers=2).parts(3, 2)))
 
 
-def test_only_broken_pictures_are_one_line(folder):
-    for path in folder.rglob("*.png"):
-        path.write_bytes(b"broken")
-    with pytest.raises(DataError, match="10 pictures in a row are broken") as raised:
-        source_parts(folder, workers=1)
-    assert "\n" not in str(raised.value)
+def test_a_stream_is_shared_by_shards(tmp_path):
+    shards = f"wds/{write_shards(tmp_path / 'shards')}"
+    shares = [list(loader(shards, 1, rank, 2).parts(3, 0)) for rank in (0, 1)]
+    assert [[len(part.labels) for part in mine] for mine in shares] == [[4] * 3] * 2
+    assert not same(*shares)
+    with pytest.raises(TrainingError, match="parts of one size: 8 pictures do not divide"):
+        loader(shards, size=3)
 
 
 def test_synsets_become_readable_labels():
