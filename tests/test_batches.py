@@ -5,21 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from picture_sets import pictures, write_folder, write_shards
+from picture_sets import pictures, write_shards, write_tar
 from PIL import Image
 from torchvision import transforms
 
 from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10, Preprocessing
 from train.data import batches
-from train.data.batches import MemoryBatches, SourceBatches, StreamBatches, memory_batches, normalise
+from train.data.batches import MemoryBatches, SourceBatches, StreamBatches, memory_batches
 from train.data.cifar import LabelledImages
 from train.data.sources import open_source
 from train.distributed import World
 from train.errors import TrainingError
 from train.plan import Plan, check_batch_norm, epoch_order
 from train.recipe import Augmentation, Recipe
-from train.recipes import RECIPES
 
 CPU = torch.device("cpu")
 CROPS = Augmentation(scale=0.5, ratio=(0.75, 1.33), ra_n=2, jitter=0.2)
@@ -57,15 +56,18 @@ def test_every_picture_is_dealt_once(images, micro_batch, processes):
 
 
 @pytest.mark.parametrize(
-    ("processes", "parts"),
-    [(1, [64] * 10), (2, [64] * 5), (4, [53, 53, 54]), (5, [64, 64]), (8, [40, 40]), (10, [64])],
+    ("processes", "parts", "said"),
+    [
+        (1, [64] * 10, "1 process x 10 parts of 64"),
+        (4, [53, 53, 54], "4 processes x 3 parts of 54"),
+        (8, [40, 40], "8 processes x 2 parts of 40"),
+        (10, [64], "10 processes x 1 part of 64"),
+    ],
 )
-def test_the_published_batch_stays_640_on_any_number_of_gpus(processes, parts):
+def test_the_published_batch_stays_640_on_any_number_of_gpus(processes, parts, said):
     plan = Plan(1_281_167, 640, 64, True, processes)
-    assert (plan.steps, plan.size(0)) == (2001, 640)
     assert [part.stop - part.start for part in plan.parts(2000, 0)] == parts
-    shape = f"{processes} process{'es' * (processes > 1)} x {len(parts)} part{'s' * (len(parts) > 1)} of {parts[-1]}"
-    assert plan.describe() == f"1,281,167 training pictures, 2,001 steps an epoch of 640 = {shape}"
+    assert plan.describe() == f"1,281,167 training pictures, 2,001 steps an epoch of 640 = {said}"
 
 
 def test_plans_that_cannot_be_are_one_line():
@@ -114,26 +116,14 @@ def test_pictures_in_memory_do_not_depend_on_processes_resumption_or_how_many_pa
     assert not same(alone, in_memory(epoch=2)) and not same(alone, in_memory(seed=1))
 
 
-def test_a_gpu_augments_many_parts_together_unless_told_otherwise():
-    recipe = RECIPES["cifar10"]
-    for device, ahead, chosen in (("cpu", None, 1), ("meta", None, 22), ("meta", 3, 3)):
-        assert MemoryBatches(images_of(4), recipe, World(torch.device(device)), ahead).ahead == chosen
-
-
-def test_held_out_pictures_come_once_over_all_processes():
+def test_held_out_pictures_come_once_over_all_processes_normalised_as_torchvision_does():
     made = images_of(23)
+    theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CIFAR10.mean, CIFAR10.std)])
+    expected = {theirs(Image.fromarray(image)).numpy().tobytes() for image in made.images}
     for size in (1, 2, 5):
-        shares = [memory_batches(made, CIFAR10, World(CPU, rank, size), 4) for rank in range(size)]
-        labels = [label.item() for share in shares for _, part in share for label in part]
-        assert sorted(labels) == sorted(made.labels.tolist())
-
-
-def test_normalise_equals_torchvisions():
-    made = images_of(5)
-    expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CIFAR10.mean, CIFAR10.std)])
-    normalised = normalise(torch.from_numpy(made.images).permute(0, 3, 1, 2), CIFAR10)
-    assert torch.equal(normalised, torch.stack([expected(Image.fromarray(image)) for image in made.images]))
-    assert normalised.is_contiguous(memory_format=torch.channels_last)
+        shares = [list(memory_batches(made, CIFAR10, World(CPU, rank, size), 4)) for rank in range(size)]
+        assert sorted(int(i) for share in shares for _, labels in share for i in labels) == sorted(made.labels)
+        assert {image.numpy().tobytes() for share in shares for images, _ in share for image in images} == expected
 
 
 def loader(data, workers: int = 0, rank: int = 0, size: int = 1) -> SourceBatches | StreamBatches:
@@ -141,30 +131,27 @@ def loader(data, workers: int = 0, rank: int = 0, size: int = 1) -> SourceBatche
     return (StreamBatches if source.streaming else SourceBatches)(source, READ, World(CPU, rank, size), workers)
 
 
-def test_pictures_from_a_folder_do_not_depend_on_workers_processes_or_resumption(tmp_path):
-    folder = write_folder(tmp_path / "pets", pictures() | {"cat/0.JPEG": b"broken", "cat/more.png": b"broken"})
-    alone = list(loader(folder).parts(1, 0))
+def test_pictures_from_a_tar_file_do_not_depend_on_workers_processes_or_resumption(tmp_path):
+    files = pictures() | {"cat/0.JPEG": b"broken", "cat/more.png": b"broken"}
+    tar = write_tar(tmp_path / "pets.tar", files)  # whose workers must not move each other's position in the file
+    alone = list(loader(tar).parts(1, 0))
     assert [len(part.labels) for part in alone] == [4, 4, 4, 4, 4, 4, 1]
     assert all(part.images.dtype == torch.uint8 and part.images.shape[1:] == (3, 24, 24) for part in alone)
     assert sum(len(part.broken) for part in alone) == 2
-    two_workers = loader(folder, workers=2)
+    two_workers = loader(tar, workers=2)
     assert not same(alone, list(two_workers.parts(0, 0)))
     assert same(alone, list(two_workers.parts(1, 0)))  # whatever the epoch before has drawn
     assert same(alone[4:], list(two_workers.parts(1, 2)))
-    shares = [list(loader(folder, 1, rank, 2).parts(1, 0)) for rank in (0, 1)]
+    shares = [list(loader(tar, 1, rank, 2).parts(1, 0)) for rank in (0, 1)]
     assert same(alone[:6], taken_in_turns(*shares))  # the last picture has no partner
 
 
-def test_a_stream_that_is_taken_up_in_the_middle_goes_on_the_same(tmp_path):
+def test_a_stream_goes_on_the_same_and_is_shared_by_shards(tmp_path):
     shards = f"wds/{write_shards(tmp_path / 'shards')}"
     two_workers = loader(shards, workers=2)
     first, whole = list(two_workers.parts(2, 0)), list(two_workers.parts(3, 0))
     assert [len(part.labels) for part in whole] == [4] * 6
     assert not same(first, whole) and same(whole[4:], list(loader(shards, workers=2).parts(3, 2)))
-
-
-def test_a_stream_is_shared_by_shards(tmp_path):
-    shards = f"wds/{write_shards(tmp_path / 'shards')}"
     shares = [list(loader(shards, 1, rank, 2).parts(3, 0)) for rank in (0, 1)]
     assert [[len(part.labels) for part in mine] for mine in shares] == [[4] * 3] * 2
     assert not same(*shares)

@@ -1,39 +1,26 @@
-"""`train.report.console`: the CSV, the console on a terminal and through a pipe, TensorBoard's files read back."""
+"""What a run says: the CSV, the console on a terminal and through a pipe, TensorBoard's files, public names."""
 
 import csv
 import fcntl
-import importlib.util
 import io
 import math
 import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 import threading
-import time
 
 import pytest
-from conftest import ROOT
 
 from train.errors import TrainingError
+from train.report import console as module
 from train.report.console import COLUMNS, Console, best_row, duration, write_metrics
+from train.report.paths import public_command, public_name
 from train.report.trackers import TensorBoard, open_tracker
 
-ROW = {
-    "epoch": 1,
-    "lr": 0.05,
-    "train_loss": 1.25,
-    "train_top1": 61.5,
-    "held_out_loss": 1.5,
-    "held_out_top1": 58.25,
-    "held_out_top5": 95.0,
-    "images_per_s": 152.4,
-    "seconds": 250.0,
-    "skipped": 0,
-}
+ROW = dict(zip(COLUMNS, (1, 0.05, 1.25, 61.5, 1.5, 58.25, 95.0, 152.4, 250.0, 0), strict=True))
 UNKNOWN = dict.fromkeys(("train_top1", "held_out_loss", "held_out_top1", "held_out_top5"), math.nan)
 
 
@@ -57,80 +44,35 @@ def test_the_best_row_is_the_last_of_equals_among_those_that_were_measured():
     assert best_row([ROW | UNKNOWN]) is None
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0s"),
-        (0.4, "<1s"),
-        (12.4, "12s"),
-        (59.7, "1m 00s"),
-        (250, "4m 10s"),
-        (3599.6, "1h 00m"),
-        (4985, "1h 23m"),
-        (359_990, "99h 59m"),
-        (5 * 86400 + 3 * 3600, "5d 03h"),
-        (math.nan, "-"),
-        (None, "-"),
-    ],
-)
-def test_durations_are_written_as_people_say_them(seconds, text):
-    assert duration(seconds) == text
+def test_durations_are_written_as_people_say_them():
+    said = {0: "0s", 0.4: "<1s", 59.7: "1m 00s", 3599.6: "1h 00m", 359_990: "99h 59m", 442_800: "5d 03h", None: "-"}
+    assert {seconds: duration(seconds) for seconds in said} == said
 
 
-@pytest.mark.parametrize("epochs", [1, 25, 300])
+@pytest.mark.parametrize("epochs", [1, 300])
 def test_rows_stay_in_their_columns_whatever_the_numbers_are(epochs):
     stream = io.StringIO()
     console = Console(epochs, stream, io.StringIO())
     console.header()
-    for loss in (0.0004, 99.0, 123456.7, math.inf):
-        for lr in (0.05, 0.000625, 1.23e-6, 0):
-            for rate in (0.3, 9.99, 30000.0):
-                row = {"epoch": epochs, "train_loss": loss, "held_out_loss": loss, "lr": lr, "images_per_s": rate}
-                console.row(ROW | row | {"train_top1": 100.0}, 359_990)
-    console.row(ROW | UNKNOWN, None)
+    for loss, lr, rate in ((0.0004, 0.05, 0.3), (99.0, 0.000625, 9.99), (123456.7, 1.23e-6, 30000.0), (math.inf, 0, 5)):
+        row = {"epoch": epochs, "train_loss": loss, "held_out_loss": loss, "lr": lr, "images_per_s": rate}
+        console.row(ROW | row | {"train_top1": 100.0}, 359_990)
+    console.row(ROW, 4985)
+    console.row(ROW | UNKNOWN, math.nan)
     groups, titles, *rows = stream.getvalue().splitlines()
     ends = {match.end() for match in re.finditer(r"(epoch|loss|top-1 %|lr|images/s|time|left)", titles)}
-    assert len(ends) == 9
-    assert len(groups) < len(titles) <= 79
+    assert len(ends) == 9 and len(groups) < len(titles) <= 79
     for row in rows:
         assert len(row) == len(titles), row
         for end in ends:  # each column is right-aligned to its title, and something precedes the gap after it
             assert row[end - 1] != " " and row[end : end + 2].strip() == "", row
-
-
-def test_a_row_says_what_was_measured_and_a_dash_for_what_was_not():
-    stream = io.StringIO()
-    console = Console(25, stream, io.StringIO())
-    console.row(ROW, 4985)
-    console.row(ROW | UNKNOWN | {"epoch": 2}, math.nan)
-    known, unknown = stream.getvalue().splitlines()
-    assert known.split() == ["1/25", "1.250", "61.50", "1.500", "58.25", "0.05", "152", "4m", "10s", "1h", "23m"]
-    assert unknown.split() == ["2/25", "1.250", "-", "-", "-", "0.05", "152", "4m", "10s", "-"]
-
-
-def test_a_name_that_the_terminal_cannot_show_does_not_stop_the_run():
-    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
-    Console(1, stream, io.StringIO()).note("left out: \udc80猫.jpg")
-    assert stream.buffer.getvalue() == b"left out: \\udc80\\u732b.jpg\n"
-
-
-def test_nothing_but_whole_lines_goes_into_a_pipe():
-    reader, writer = os.pipe()
-    with open(writer, "w") as pipe:
-        console = Console(2, pipe, pipe)
-        console.header()
-        for step in range(1, 51):
-            console.step(1, step, 50, 1.0, 100.0)
-        console.note("left out: broken.jpg")
-        console.row(ROW, 250)
-    with open(reader) as pipe:
-        text = pipe.read()
-    assert "\r" not in text
-    assert len(text.splitlines()) == 4
+    known, unknown = (row.split()[1:] for row in rows[-2:])
+    assert known == ["1.250", "61.50", "1.500", "58.25", "0.05", "152", "4m", "10s", "1h", "23m"]
+    assert unknown == ["1.250", "-", "-", "-", "0.05", "152", "4m", "10s", "-"]
 
 
 class Terminal:
-    """A pseudo-terminal, and the screen that somebody in front of it would see."""
+    """A pseudo-terminal, and what it was sent."""
 
     def __init__(self, columns: int, encoding: str = "utf-8"):
         self.master, slave = pty.openpty()
@@ -165,7 +107,8 @@ def screen(text: str) -> list[str]:
     return lines
 
 
-def test_the_bar_moves_on_a_terminal_and_leaves_nothing_behind():
+def test_the_bar_moves_on_a_terminal_and_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr(module, "BAR_SECONDS", 0)
     terminal = Terminal(columns=80)
     console = Console(25, terminal.stream, terminal.stream)
     console.header()
@@ -173,30 +116,25 @@ def test_the_bar_moves_on_a_terminal_and_leaves_nothing_behind():
         console.step(3, step, 60, 1.0 + step, 152.0)
         if step == 30:
             console.note("left out: broken.jpg")
-        time.sleep(0.11)
     console.row(ROW | {"epoch": 3}, 4985)
     console.step(4, 1, 60, math.nan, 152.0)
-    time.sleep(0.11)
     console.step(4, 30, 60, math.nan, 0.5)
     console.clear()
     text = terminal.close()
 
     _, titles, note, row, rest = screen(text)
     assert titles.split()[0] == "epoch"
-    assert note == "left out: broken.jpg"
-    assert row.split()[:2] == ["3/25", "1.250"]
-    assert rest == ""
+    assert (note, row.split()[:2], rest) == ("left out: broken.jpg", ["3/25", "1.250"], "")
     drawn = [part for part in re.split(r"[\r\n]+", text) if "images/s" in part and "/60" in part]
     assert [re.search(r"(\d+)/60", part)[1] for part in drawn] == ["1", "30", "30", "60", "1", "30"]
-    filled, empty = (part.count("━") for part in drawn), [part.count("─") for part in drawn]
-    length = drawn[0].count("━") + empty[0]
-    assert list(filled) == [length * step // 60 for step in (1, 30, 30, 60, 1, 30)]
+    length = len(re.search("[━─]+", drawn[0])[0])
+    assert [part.count("━") for part in drawn] == [length * step // 60 for step in (1, 30, 30, 60, 1, 30)]
     assert length >= 10
     assert "loss 31.000" in drawn[1] and "152 images/s" in drawn[1] and re.search(r"\ds left", drawn[1])
     assert "loss      -" in drawn[4] and "0.5 images/s" in drawn[5]
 
 
-@pytest.mark.parametrize(("columns", "encoding"), [(20, "utf-8"), (50, "utf-8"), (100, "ascii"), (300, "utf-8")])
+@pytest.mark.parametrize(("columns", "encoding"), [(20, "utf-8"), (100, "ascii"), (300, "utf-8")])
 def test_the_bar_stays_on_one_line_of_any_terminal(columns, encoding):
     terminal = Terminal(columns, encoding)
     console = Console(300, terminal.stream, terminal.stream)
@@ -218,102 +156,64 @@ class CountingLoss:
         return 1.0
 
 
-def test_many_steps_draw_the_bar_ten_times_a_second_at_most():
-    terminal = Terminal(columns=80)
-    console = Console(1, terminal.stream, terminal.stream)
-    loss, start = CountingLoss(), time.monotonic()
+def test_many_steps_draw_the_bar_seldom_and_beside_rows_that_go_to_a_file(monkeypatch):
+    monkeypatch.setattr(module, "BAR_SECONDS", 600)
+    terminal, loss, log = Terminal(columns=80), CountingLoss(), io.StringIO()
+    console = Console(1, log, terminal.stream)
     for step in range(1, 2001):
         console.step(1, step, 2000, loss, 100.0)
-    elapsed = time.monotonic() - start
+    console.row(ROW, 0)
     text = terminal.close()
-    assert 2 <= text.count("/2000") <= 2 + elapsed / 0.1
-    assert "2000/2000" in text
-    assert loss.read == text.count("/2000")
+    assert loss.read == text.count("/2000") == 2 and "2000/2000" in text
+    assert screen(text) == [""] and log.getvalue().split()[0] == "1/1"
 
 
-def test_the_bar_is_on_the_terminal_while_the_rows_go_to_a_file(tmp_path):
-    terminal = Terminal(columns=80)
-    with open(tmp_path / "log", "w") as log:
-        console = Console(1, log, terminal.stream)
-        console.step(1, 5, 10, 1.0, 100.0)
-        console.row(ROW, 0)
-    assert (tmp_path / "log").read_text().split()[0] == "1/1"
-    text = terminal.close()
-    assert "5/10" in text
-    assert screen(text) == [""]
-
-
-def read_scalars(folder) -> dict:
-    """{tag: [(step, value), ...]}, as TensorBoard shows them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+def test_off_a_terminal_there_are_whole_lines_and_one_of_a_long_epoch_every_minute(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    console = Console(3, stream, io.StringIO())
+    console.step(1, 1, 60, 1.5, 10.0)
+    console.step(1, 2, 60, 1.5, 10.0)
+    monkeypatch.setattr(module, "LINE_SECONDS", 0)
+    console.step(1, 20, 60, 1.5, 10.0)
+    console.note("left out: \udc80猫.jpg")  # what the terminal cannot show does not stop the run
+    console.row(ROW, 250)
+    line, note, row = stream.buffer.getvalue().decode().splitlines()
+    assert line.split()[:3] == ["1/3", "20/60", "loss"] and line.endswith("left") and "10 images/s" in line
+    assert (note, row.split()[0]) == ("left out: \\udc80\\u732b.jpg", "1/3")
 
 
 def test_tensorboard_shows_each_epoch_once_also_after_a_resumed_run(tmp_path):
-    first = TensorBoard(tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = open_tracker("tensorboard", tmp_path, {})
     for epoch in (1, 2, 3):
         first.row(ROW | {"epoch": epoch, "train_loss": float(epoch)})
     first.close()
-    again = TensorBoard(tmp_path)  # the run was killed before its third epoch was in a checkpoint
+    again = TensorBoard(tmp_path / "tensorboard")  # the run was killed before its third epoch was in a checkpoint
     again.row(ROW | UNKNOWN | {"epoch": 3, "train_loss": 30.0})
     again.row(ROW | {"epoch": 4, "train_loss": 4.0})
     again.close()
-    scalars = read_scalars(tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert scalars["train/loss"] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 4.0)]
     assert scalars["held_out/top1"] == [(1, 58.25), (2, 58.25), (4, 58.25)]
     measured = {"train/loss", "train/top1", "held_out/loss", "held_out/top1", "held_out/top5"}
     assert set(scalars) == measured | {"lr", "images_per_s", "seconds", "skipped"}
 
 
-@pytest.mark.parametrize("package", ["wandb", "trackio"])
-def test_a_tracker_takes_the_rows_also_of_a_resumed_run(tmp_path, monkeypatch, package):
-    """The real package, without a network."""
-    if not importlib.util.find_spec(package):
-        pytest.skip(f"{package} is not installed")
-    places = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HOME": str(tmp_path)}
-    script = (
-        "from pathlib import Path; from train.report.trackers import open_tracker\n"
-        "for epochs in ((1, 2), (3,)):\n"
-        f"    tracker = open_tracker({package!r}, Path({str(tmp_path / 'run')!r}), {{'epochs': 3}})\n"
-        f"    for epoch in epochs: tracker.row({{**{ROW!r}, 'epoch': epoch}})\n"
-        "    tracker.close()\n"
-    )
-    (tmp_path / "run").mkdir()
-    command = [sys.executable, "-c", script]  # the packages read their variables when they are imported
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | places, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    kept = [*tmp_path.rglob("*.wandb"), *tmp_path.rglob("*.db")]
-    assert kept and all(path.stat().st_size for path in kept)
-
-
-@pytest.mark.parametrize("package", ["wandb", "trackio"])
+@pytest.mark.parametrize("package", ["tensorboard", "wandb", "trackio"])
 def test_a_tracker_says_what_to_install_where_it_is_missing(tmp_path, monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(TrainingError, match=f"pip install {package}"):
+    for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # what the import system takes for "not there"
+    with pytest.raises(TrainingError, match=f"pip install {package}$"):
         open_tracker(package, tmp_path, {})
 
 
-def test_off_a_terminal_an_epoch_has_a_line_every_minute(monkeypatch):
-    monkeypatch.setattr("train.report.console.LINE_SECONDS", 0.05)
-    stream = io.StringIO()
-    console = Console(3, stream, io.StringIO())
-    console.step(1, 1, 60, 1.5, 10.0)
-    assert stream.getvalue() == ""
-    time.sleep(0.06)
-    console.step(1, 20, 60, 1.5, 10.0)
-    console.step(1, 60, 60, 1.5, 10.0)  # the row comes now
-    first, *rest = stream.getvalue().splitlines()
-    assert first.split()[:3] == ["1/3", "20/60", "loss"]
-    assert first.endswith("left") and "10 images/s" in first
-    assert len(rest) <= 1  # a busy machine may need that long for a step
-
-
-def test_tensorboard_says_what_to_install_where_it_is_missing(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)  # what the import system takes for "not there"
-    with pytest.raises(TrainingError, match="pip install tensorboard") as error:
-        TensorBoard(tmp_path)
-    assert "\n" not in str(error.value)
+def test_names_and_commands_of_a_card_say_nothing_of_the_machines_folders():
+    public = {"../pets/": "pets", "wds//mnt/shards": "wds/shards", "~/x/model.safetensors": "model.safetensors", "": ""}
+    public |= {"hfds//mnt/set": "hfds/set"} | {name: name for name in ("hfds/user/flowers", "hf:user/model", "auto")}
+    assert {name: public_name(name) for name in public} == public
+    typed = "--recipe finetune --data /a/b --out=/c/d --weights ~/e/f.pth --resume --class_names /g/h.txt --lr 0.1"
+    expected = "--recipe finetune --data b --out=d --weights f.pth --class_names h.txt --lr 0.1"
+    assert public_command(typed.split()) == f"python train/run.py {expected}"

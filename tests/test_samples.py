@@ -1,7 +1,6 @@
 """Samples for the DataLoader: broken pictures named, left out or replaced, and every picture of a stream given once."""
 
 import io
-import tarfile
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from picture_files import WIDE_PROFILE, exif
 from picture_files import encode as encode_as
-from picture_sets import CLASSES, encode, pictures, write_folder, write_shards, write_tar
+from picture_sets import CLASSES, encode, pictures, write_folder, write_shards
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -38,14 +37,6 @@ def said(samples) -> list[str]:
     return [message for _, _, messages in samples for message in messages]
 
 
-def test_worker_processes_do_not_disturb_each_other_in_a_tar_file(tmp_path):
-    source = open_source(str(write_tar(tmp_path / "set.tar", pictures())), "train")
-    data, pairs = MapSamples(source, np.asarray, 0, False), [(0, index) for index in range(24)]
-    alone = [data[pair] for pair in pairs]  # a file that this process had open would be theirs, too
-    for mine, other in zip(alone, loaded(data, 2, pairs), strict=True):
-        assert np.array_equal(mine[0], other[0]) and mine[1:] == other[1:]
-
-
 def test_broken_pictures_are_named_and_left_out_or_replaced(tmp_path):
     files = pictures()
     files |= {"cat/0.JPEG": b"", "cat/2.JPEG": files["cat/2.JPEG"][:-400], "dog 2/4.JPEG": b"this is text"}
@@ -67,17 +58,14 @@ def test_broken_pictures_are_named_and_left_out_or_replaced(tmp_path):
     part = replace(source, indices=np.array([9, 11, 12]))  # the last is text, and its place takes one of the same part
     image, label, _ = MapSamples(part, np.asarray, 0, True)[0, 2]
     assert np.array_equal(image, replaced[0, 9][0]) and label == 1
-
-
-def test_nothing_but_broken_pictures_ends_in_one_line(tmp_path):
-    source = open_source(str(write_folder(tmp_path / "set", dict.fromkeys(pictures(), b"broken"))), "train")
+    write_folder(tmp_path / "set", dict.fromkeys(files, b"broken"))
     with pytest.raises(DataError) as caught:
-        list(loaded(MapSamples(source, np.asarray, 0, True), 1, [(0, 3)]))
+        list(loaded(replaced, 1, [(0, 3)]))
     line = data_error_line(caught.value)
     assert line.startswith("set: 10 pictures in a row are broken, the last is") and "\n" not in line
 
 
-def test_pictures_that_are_too_large_are_named_and_left_out(tmp_path, monkeypatch):
+def test_pictures_that_are_too_large_are_named_and_left_out(tmp_path):
     small = partial(load_image, max_pixels=1000)
     source = open_source(str(write_folder(tmp_path / "set", pictures())), "train")
     shards = stream(write_shards(tmp_path / "shards"), decode=small)
@@ -85,9 +73,6 @@ def test_pictures_that_are_too_large_are_named_and_left_out(tmp_path, monkeypatc
         images = [image for image, _, _ in samples if image is not None]
         assert 0 < len(images) < 24 and all(image.size <= 3000 for image in images)
         assert len(said(samples)) + len(images) == 24 and all("more than the 1,000" in line for line in said(samples))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    image, _, messages = MapSamples(source, np.asarray, 0, False, as_timm)[0, 0]
-    assert image is None and "decompression bomb" in messages[0]
 
 
 @pytest.mark.parametrize("decode", [load_image, as_timm])
@@ -120,15 +105,6 @@ def test_evaluation_gives_each_sample_of_a_stream_once(tmp_path):
         assert sum((whole(loaded(mine, workers)) for mine in streams), Counter()) == once, (world, workers)
 
 
-def test_training_streams_are_shuffled_by_epoch(tmp_path):
-    samples, orders = stream(write_shards(tmp_path / "set", shards=1), "train"), []
-    for epoch in (0, 1, 0):
-        samples.set_epoch(epoch)
-        orders.append([image.tobytes() for image, _, _ in samples])
-    assert sorted(orders[0]) == sorted(orders[1])
-    assert orders[0] == orders[2] != orders[1]
-
-
 def test_broken_samples_of_a_stream_are_named(tmp_path, capfd):
     broken = {2: b"", 9: encode(9)[:-400], 23: b"this is text"}  # 23 is the last of the last shard
     shards, good = write_shards(tmp_path / "set", broken=broken), whole(stream(write_shards(tmp_path / "whole")))
@@ -144,16 +120,12 @@ def test_broken_samples_of_a_stream_are_named(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_shard_that_is_cut_short_is_named(tmp_path):
-    samples, shard = stream(write_shards(tmp_path / "set")), tmp_path / "set/part-2.tar"
-    with tarfile.open(shard) as tar:
-        third = tar.getmember("0010.jpg")  # of the samples 2, 6, 10, ...
-    shard.write_bytes(shard.read_bytes()[: third.offset_data + 600])
-    given = list(samples)
-    assert whole(given).total() == 20 and said(given) == ["part-2.tar: unexpected end of data"]
-
-
 def test_streams_that_cannot_be_read_are_one_line(tmp_path):
+    shards = write_shards(tmp_path / "set")
+    samples, shard = stream(shards), shards / "part-2.tar"
+    shard.write_bytes(shard.read_bytes()[:1100])  # after it was opened
+    given = list(samples)
+    assert whole(given).total() == 18 and said(given) == ["part-2.tar: unexpected end of data"]
     shards = write_shards(tmp_path / "set")
     with pytest.raises(DataError, match="has 4 shards, too few for 6 workers"):
         stream(shards, "train", world=2).steps(3)
