@@ -1,6 +1,5 @@
 """What a finished run leaves to look at: the model card as its readers parse it; the pictures, content and pixels."""
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -16,24 +15,15 @@ from convmixer.preprocessing import CIFAR10
 from convmixer.weights import Checkpoint
 from train.report import pictures
 from train.report.card import model_card
-from train.report.pictures import class_accuracy, draw_confusion, draw_curves, frequent_confusions
+from train.report.pictures import draw_confusion, draw_curves, frequent_confusions
 
 CONFUSION = np.array([[45, 5, 0], [1, 9, 0], [0, 0, 0]])
 HISTORY = [
-    {
-        "epoch": epoch,
-        "lr": 0.01 * epoch,
-        "train_loss": 2 / epoch,
-        "train_top1": 50.0 + epoch,
-        "held_out_loss": 3 / epoch if epoch % 2 else math.nan,
-        "held_out_top1": 40.0 + 2 * epoch if epoch % 2 else math.nan,
-        "images_per_s": 100.0 * epoch,
-        "seconds": 10.0,
-        "skipped": 2,
-    }
-    for epoch in range(1, 8)
+    {"epoch": i, "lr": 0.01 * i, "train_loss": 2 / i, "train_top1": 50.0 + i, "images_per_s": 100.0 * i, "skipped": 2}
+    | ({"held_out_loss": 3 / i, "held_out_top1": 40.0 + 2 * i} if i % 2 else {"held_out_top1": math.nan})
+    for i in range(1, 8)
 ]
-AUGMENTATION = {"ra_n": 0, "ra_m": 12, "reprob": 0.25, "remode": "pixel"}
+AUGMENTATION = {"ra_n": 0, "ra_m": 12, "reprob": 0.25, "remode": "pixel", "cutmix": None}
 CHECKPOINT = Checkpoint(
     name="convmixer_16_2_pets",
     config=ConvMixerConfig(16, 2, kernel_size=5, patch_size=2, num_classes=3),
@@ -41,16 +31,11 @@ CHECKPOINT = Checkpoint(
     labels=("cat", "dog", "ship"),
     preprocessing=CIFAR10,
     training={
-        "recipe": {"name": "pets", "epochs": 7, "batch_size": 64, "ema": None, "augmentation": AUGMENTATION},
+        "recipe": {"name": "pets", "epochs": 7, "augmentation": AUGMENTATION},
         "data": "pets (images 0-99)",
         "epochs": 7,
-        "finished": True,
-        "seed": 3,
         "commit": "0123abc-dirty",
-        "torch": "2.11.0",
         "seconds": 4985.0,
-        "device": "CPU, 2 cores",
-        "processes": 1,
         "command": "python train/run.py --recipe pets --data '/data/my  pets'",
     },
     accuracy={"top1": 90.0, "top5": 99.5, "data": "pets hold-out", "images": 60, "amp": "bf16"},
@@ -91,27 +76,15 @@ def test_the_card_says_what_the_run_measured_and_how_it_was_made():
     assert (data.model_name, result.dataset_name) == ("convmixer_16_2_pets", "pets hold-out")
     assert (result.task_type, result.metric_type, result.metric_value) == ("image-classification", "accuracy", 90.0)
     rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for table in tables(card) for row in table}
-    expected = {
-        "parameters": ["1,795"],
-        "top-1": ["90.00 %"],
-        "top-5": ["99.50 %"],
-        "pictures": ["60"],
-        "precision": ["bfloat16 (autocast)"],
-        "cat": ["90.00 %", "50"],
-        "ship": ["-", "0"],
-        "epochs": ["7 of 7"],
-        "seed": ["3"],
-        "time": ["1h 23m"],
-        "commit": ["`0123abc` with changes that were not committed"],
-        "images a second": ["400 (median of the epochs)"],
-        "broken pictures left out": ["up to 2 an epoch"],
-        "`--batch-size`": ["`64`"],
-        "`--augmentation.reprob`": ["`0.25`"],
-        "`--augmentation.remode`": ["`pixel`"],
-    }
-    assert {name: value for name, value in rows.items() if name in expected or "--" in name[:3]} == expected | {
-        "---": rows["---"]
-    }
+    assert rows["parameters"] == ["1,795"] and rows["precision"] == ["bfloat16 (autocast)"]
+    assert rows["top-1"] == ["90.00 %"] and rows["top-5"] == ["99.50 %"] and rows["pictures"] == ["60"]
+    assert rows["cat"] == ["90.00 %", "50"] and rows["ship"] == ["-", "0"]
+    assert rows["epochs"] == ["7 of 7"] and rows["time"] == ["1h 23m"]
+    assert rows["commit"] == ["`0123abc` with changes that were not committed"]
+    assert rows["images a second"] == ["400 (median of the epochs)"]
+    assert rows["broken pictures left out"] == ["up to 2 an epoch"]
+    options = {name: value for name, (value, *_) in rows.items() if name.startswith("`--")}
+    assert options == {"`--augmentation.reprob`": "`0.25`", "`--augmentation.remode`": "`pixel`"}
     confusions = re.findall(r"- (.+): (.+) taken for (.+)", card)
     assert confusions == [("5 of 50", "cat", "dog"), ("1 of 10", "dog", "cat")]
     assert "Best epoch of the run: 7, with 54.00 % top-1." in card and "evaluated 4 times" in card
@@ -157,13 +130,12 @@ def test_names_from_outside_cannot_break_the_card():
 
 
 def test_many_classes_are_shortened_to_those_that_matter():
-    confusion = np.full((100, 100), 1) + np.diag(np.arange(100) + 10)
-    labels = tuple(f"class-{i}" for i in range(100))
-    card = model_card(replace(CHECKPOINT, labels=labels), HISTORY, confusion)
+    labels, confusion = tuple(f"class-{i}" for i in range(100)), np.ones((100, 100), int) + np.diag(np.arange(100) + 10)
+    config = replace(CHECKPOINT.config, num_classes=100)
+    card = model_card(replace(CHECKPOINT, config=config, labels=labels), HISTORY, confusion)
     assert "class-19, and 80 more" in card and "class-20," not in card
     worst = next(table for table in tables(card) if "least often right" in table[0][0])
     assert [row[0].strip() for row in worst[2:]] == [f"class-{i}" for i in range(10)]
-    assert len(card.splitlines()) < 120
 
 
 def test_the_commands_of_the_card_are_understood_by_their_doors(
@@ -183,16 +155,6 @@ def test_the_commands_of_the_card_are_understood_by_their_doors(
     assert "label" in capsys.readouterr().out
 
 
-def assert_colour(path, axes, x: float, y: float, colour) -> None:
-    """That the written picture has a colour, as matplotlib knows them, at a position in the units of ``axes``."""
-    from matplotlib.colors import to_rgb
-
-    image = Image.open(path).convert("RGB")
-    left, bottom = axes.transData.transform((x, y))
-    pixel = image.getpixel((int(left), int(image.height - bottom)))
-    np.testing.assert_allclose(pixel, 255 * np.array(to_rgb(colour)), atol=2, err_msg=f"at {x}, {y}")
-
-
 def test_curves_show_what_was_measured_and_only_that(tmp_path, figures):
     draw_curves(tmp_path / "curves.png", HISTORY, "$a$ run")
     loss, top1, lr = figures[0].axes
@@ -204,8 +166,7 @@ def test_curves_show_what_was_measured_and_only_that(tmp_path, figures):
     assert lr.lines[0].get_ydata().tolist() == [row["lr"] for row in HISTORY]
     assert {"loss", "top-1 accuracy (%)", "learning rate", "epoch", "$a$ run"} <= set(texts(figures[0]))
     assert "held-out, best: 54.00 % after epoch 7" in texts(figures[0])
-    for epoch in (1, 3, 5, 7):
-        assert_colour(tmp_path / "curves.png", loss, epoch, 3 / epoch, pictures.HELD_OUT)
+    assert (train.get_color(), held_out.get_color()) == (pictures.TRAIN, pictures.HELD_OUT)
     unknown = dict.fromkeys(("train_top1", "held_out_loss", "held_out_top1"), math.nan)
     for history, missing in (([row | unknown for row in HISTORY], 1), ([], 3), (HISTORY[:1], 0)):
         draw_curves(tmp_path / "some.png", history, "what is not measured")
@@ -214,25 +175,24 @@ def test_curves_show_what_was_measured_and_only_that(tmp_path, figures):
     assert figures[-1].axes[0].lines[0].get_xydata().tolist() == [[1, 2]]
 
 
-def test_cells_have_the_colour_and_the_number_of_their_share(tmp_path, figures):
-    path = tmp_path / "confusion.png"
+def test_every_cell_of_few_classes_has_its_colour_and_its_number(tmp_path, figures):
     confusion = np.array([[997, 1, 2, 0], [6, 94, 0, 0], [0, 0, 0, 0], [0, 0, 9999, 1]])
-    draw_confusion(path, confusion, ("cat", "dog", "ship", "car"), "pets")
+    draw_confusion(tmp_path / "confusion.png", confusion, ("cat", "dog", "ship", "car"), "pets")
     matrix, bars = figures[0].axes
-    image = matrix.images[0]
-    shares = {(0, 0): 0.997, (1, 0): 0.06, (1, 1): 0.94, (3, 1): 0.0, (3, 2): 0.9999}
-    for (row, column), share in shares.items():  # beside the number in the cell
-        assert_colour(path, matrix, column - 0.38, row - 0.38, image.cmap(image.norm(share)))
-    assert_colour(path, matrix, 0.62, 1.62, pictures.PALE)  # no pictures
+    shares = matrix.images[0].get_array()
+    assert shares.filled(-1).tolist() == [
+        [0.997, 0.001, 0.002, 0],
+        [0.06, 0.94, 0, 0],
+        [-1] * 4,
+        [0, 0, 0.9999, 0.0001],
+    ]
     written = {tuple(text.get_position()): text.get_text() for text in matrix.texts}
     numbers = {(0, 0): "100", (1, 0): "0.1", (2, 0): "0.2", (0, 1): "6.0", (1, 1): "94", (2, 3): "100", (3, 3): "<0.1"}
-    assert written == numbers
-    shares = ["99.7 % of 1,000", "94.0 % of 100", "no pictures", "0.0 % of 10,000"]
-    assert [text.get_text() for text in bars.texts] == shares
+    assert written == numbers  # (column, row)
+    right = ["99.7 % of 1,000", "94.0 % of 100", "no pictures", "0.0 % of 10,000"]
+    assert [text.get_text() for text in bars.texts] == right
     assert "1,092 of 11,100 pictures right (9.84 %)" in texts(figures[0])
-    assert frequent_confusions(confusion, 2) == [(3, 2, 9999), (1, 0, 6)]
-    assert frequent_confusions(confusion, 99)[2:] == [(0, 2, 2), (0, 1, 1)]
-    np.testing.assert_array_equal(class_accuracy(confusion), [0.997, 0.94, np.nan, 0.0001])
+    assert frequent_confusions(confusion, 99) == [(3, 2, 9999), (1, 0, 6), (0, 2, 2), (0, 1, 1)]
 
 
 def random_confusion(classes: int, images: int) -> np.ndarray:
@@ -260,29 +220,12 @@ def test_many_classes_get_lists_instead_of_numbers_in_cells(tmp_path, figures):
     assert lines[lines.index("49 of 50") + 1] == "class-7 → class-8"
     assert lines[lines.index("2.0 % of 50") + 1] == "class-7"
     assert len([line for line in lines if "% of " in line]) == 8  # a class without pictures is not among the worst
-    np.testing.assert_array_equal(matrix.images[0].get_array().mask.all(1), np.arange(100) > 7)  # it is grey
 
-
-def test_a_thousand_classes_are_drawn_as_the_largest_of_their_blocks(tmp_path, figures):
     confusion = np.diag(np.full(1000, 50))
     confusion[10, 900], confusion[10, 10] = 25, 25
     confusion[20:24] = 0
     draw_confusion(tmp_path / "confusion.png", confusion, tuple(map(str, range(1000))), "ImageNet")
-    matrix = figures[0].axes[0]
-    image = matrix.images[0]
-    assert_colour(tmp_path / "confusion.png", matrix, 901.5, 9.5, image.cmap(image.norm(0.5)))
-    np.testing.assert_array_equal(np.flatnonzero(image.get_array().mask.all(1)), [5])
-    assert "% of the true class, the largest of 4 × 4 cells" in texts(figures[0])
-
-
-def test_drawing_needs_no_display_and_leaves_pyplot_alone(python, tmp_path):
-    code = f"""
-import json, sys
-import train.report.card, train.report.pictures
-before = "matplotlib" in sys.modules
-train.report.pictures.draw_curves({str(tmp_path / "curves.png")!r}, [], "empty")
-print(json.dumps([before, "matplotlib.pyplot" in sys.modules]))
-"""
-    result = python("-W", "error", "-c", code)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == [False, False]
+    shares = figures[1].axes[0].images[0].get_array()  # each the largest of 4 x 4 cells
+    assert shares.shape == (250, 250) and (shares[2, 225], shares[2, 2], shares[3, 3]) == (0.5, 1, 1)
+    assert np.flatnonzero(shares.mask.all(1)).tolist() == [5]
+    assert "% of the true class, the largest of 4 × 4 cells" in texts(figures[1])

@@ -1,5 +1,6 @@
 """What a run says: the CSV, the console on a terminal and through a pipe, TensorBoard's files, public names."""
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -10,7 +11,7 @@ import re
 import struct
 import sys
 import termios
-import threading
+from typing import TextIO
 
 import pytest
 
@@ -38,20 +39,16 @@ def test_the_csv_has_a_row_an_epoch_and_empty_cells_for_what_was_not_measured(tm
     assert os.listdir(tmp_path) == ["metrics.csv"]
 
 
-def test_the_best_row_is_the_last_of_equals_among_those_that_were_measured():
+def test_the_best_row_and_durations():
     history = [ROW | {"epoch": i + 1, "held_out_top1": top1} for i, top1 in enumerate((3.0, 7.0, math.nan, 7.0, 5.0))]
-    assert best_row(history)["epoch"] == 4
+    assert best_row(history)["epoch"] == 4  # the last of equals, as best.safetensors
     assert best_row([ROW | UNKNOWN]) is None
-
-
-def test_durations_are_written_as_people_say_them():
     said = {0: "0s", 0.4: "<1s", 59.7: "1m 00s", 3599.6: "1h 00m", 359_990: "99h 59m", 442_800: "5d 03h", None: "-"}
     assert {seconds: duration(seconds) for seconds in said} == said
 
 
-@pytest.mark.parametrize("epochs", [1, 300])
-def test_rows_stay_in_their_columns_whatever_the_numbers_are(epochs):
-    stream = io.StringIO()
+def test_rows_stay_in_their_columns_whatever_the_numbers_are():
+    stream, epochs = io.StringIO(), 300
     console = Console(epochs, stream, io.StringIO())
     console.header()
     for loss, lr, rate in ((0.0004, 0.05, 0.3), (99.0, 0.000625, 9.99), (123456.7, 1.23e-6, 30000.0), (math.inf, 0, 5)):
@@ -71,29 +68,22 @@ def test_rows_stay_in_their_columns_whatever_the_numbers_are(epochs):
     assert unknown == ["1.250", "-", "-", "-", "0.05", "152", "4m", "10s", "-"]
 
 
-class Terminal:
-    """A pseudo-terminal, and what it was sent."""
+def terminal(columns: int, encoding: str = "utf-8") -> tuple[int, TextIO]:
+    """The two sides of a pseudo-terminal: the one to read from, and the one that a console writes to."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    return reader, open(writer, "w", encoding=encoding)
 
-    def __init__(self, columns: int, encoding: str = "utf-8"):
-        self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        self.stream = open(slave, "w", encoding=encoding)  # noqa: SIM115 (closed in close)
-        self.received = b""
-        self.reader = threading.Thread(target=self._read, daemon=True)  # a failed test must not hang
-        self.reader.start()
 
-    def _read(self) -> None:
-        try:
-            while part := os.read(self.master, 4096):
-                self.received += part
-        except OSError:  # Linux says so when the other side is closed
-            pass
-
-    def close(self) -> str:
-        self.stream.close()
-        self.reader.join()
-        os.close(self.master)
-        return self.received.decode()
+def sent(reader: int, writer: TextIO) -> str:
+    """What was written, a few kilobytes at most; closes both sides."""
+    writer.close()
+    received = b""
+    with contextlib.suppress(OSError):  # Linux says so when the other side is closed
+        while part := os.read(reader, 4096):
+            received += part
+    os.close(reader)
+    return received.decode()
 
 
 def screen(text: str) -> list[str]:
@@ -109,8 +99,8 @@ def screen(text: str) -> list[str]:
 
 def test_the_bar_moves_on_a_terminal_and_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(module, "BAR_SECONDS", 0)
-    terminal = Terminal(columns=80)
-    console = Console(25, terminal.stream, terminal.stream)
+    reader, writer = terminal(columns=80)
+    console = Console(25, writer, writer)
     console.header()
     for step in (1, 30, 60):
         console.step(3, step, 60, 1.0 + step, 152.0)
@@ -120,7 +110,7 @@ def test_the_bar_moves_on_a_terminal_and_leaves_nothing_behind(monkeypatch):
     console.step(4, 1, 60, math.nan, 152.0)
     console.step(4, 30, 60, math.nan, 0.5)
     console.clear()
-    text = terminal.close()
+    text = sent(reader, writer)
 
     _, titles, note, row, rest = screen(text)
     assert titles.split()[0] == "epoch"
@@ -136,35 +126,26 @@ def test_the_bar_moves_on_a_terminal_and_leaves_nothing_behind(monkeypatch):
 
 @pytest.mark.parametrize(("columns", "encoding"), [(20, "utf-8"), (100, "ascii"), (300, "utf-8")])
 def test_the_bar_stays_on_one_line_of_any_terminal(columns, encoding):
-    terminal = Terminal(columns, encoding)
-    console = Console(300, terminal.stream, terminal.stream)
+    reader, writer = terminal(columns, encoding)
+    console = Console(300, writer, writer)
     console.step(299, 2502, 2502, 6.25, 30000.0)
     console.step(300, 7, 7, 6.25, 30000.0)  # a shorter line over a longer one
-    *_, last = parts = terminal.close().split("\r")
+    *_, last = parts = sent(reader, writer).split("\r")
     assert "299/300" in parts[1] and "300/300" in last
     assert all(len(part) < columns for part in parts)
     assert screen("\r".join(parts)) == [last.rstrip()]
 
 
-class CountingLoss:
-    """A loss that counts how often it is read, which on a GPU means waiting."""
-
-    read = 0
-
-    def __float__(self) -> float:
-        self.read += 1
-        return 1.0
-
-
 def test_many_steps_draw_the_bar_seldom_and_beside_rows_that_go_to_a_file(monkeypatch):
     monkeypatch.setattr(module, "BAR_SECONDS", 600)
-    terminal, loss, log = Terminal(columns=80), CountingLoss(), io.StringIO()
-    console = Console(1, log, terminal.stream)
+    (reader, writer), log = terminal(columns=80), io.StringIO()
+    console = Console(1, log, writer)
     for step in range(1, 2001):
+        loss = 1.0 if step in (1, 2000) else None  # it is read when drawn only: on a GPU, to read it is to wait
         console.step(1, step, 2000, loss, 100.0)
     console.row(ROW, 0)
-    text = terminal.close()
-    assert loss.read == text.count("/2000") == 2 and "2000/2000" in text
+    text = sent(reader, writer)
+    assert re.findall(r"(\d+)/2000", text) == ["1", "2000"]
     assert screen(text) == [""] and log.getvalue().split()[0] == "1/1"
 
 
