@@ -103,30 +103,28 @@ def test_what_the_run_does_not_know_is_left_out():
         assert not re.search(r"\b(None|nan|unknown|top-1 \||Best epoch|confusion\.png)\b", card)
 
 
-@pytest.mark.parametrize(
-    ("training", "said"),
-    [
+def test_what_limits_the_weights_is_said():
+    for training, said in (
         ({"epochs": 2, "finished": False}, "**This run is not finished.** It stands after epoch 2 of 7."),
         ({"best": True, "epochs": 3}, "The weights after epoch 3 of 7, the best one on the held-out pictures."),
         ({"recipe": {"weights": "shipped_one"}}, r"started from the weights of shipped\_one"),
-    ],
-)
-def test_what_limits_the_weights_is_said(training, said):
-    card = model_card(replace(CHECKPOINT, training=CHECKPOINT.training | training), HISTORY, CONFUSION)
-    assert said in card and "not finished" not in model_card(CHECKPOINT, HISTORY, CONFUSION)
+    ):
+        trained = replace(CHECKPOINT, training=CHECKPOINT.training | training)
+        assert said in model_card(trained, HISTORY, CONFUSION) and said not in model_card(
+            CHECKPOINT, HISTORY, CONFUSION
+        )
 
 
 def test_names_from_outside_cannot_break_the_card():
-    name, label = 'a "b": {c}\n---\n\x7f\udc80 é 猫', "x|y\n*z* <b>`_$"
+    name, labels = 'a "b": {c}\n---\n\x7f\udc80 é 猫', ("x|y\n*z* <b>`_$", "dog", "")
     accuracy = CHECKPOINT.accuracy | {"data": name + "| x"}
-    card = model_card(replace(CHECKPOINT, name=name, labels=(label, "dog", ""), accuracy=accuracy), HISTORY, CONFUSION)
+    card = model_card(replace(CHECKPOINT, name=name, labels=labels, accuracy=accuracy), HISTORY, CONFUSION)
     card.encode()
-    result = front_matter(card)["model-index"][0]
-    assert result["name"] == 'a "b": {c} --- é 猫'
-    assert result["results"][0]["dataset"]["name"] == 'a "b": {c} --- é 猫| x'
+    (result,) = front_matter(card)["model-index"]
+    names = (result["name"], result["results"][0]["dataset"]["name"])
+    assert names == ('a "b": {c} --- é 猫', 'a "b": {c} --- é 猫| x')
     assert r"x\|y \*z\* \<b\>\`\_\$" in card
-    for table in tables(card):
-        assert {len(row) for row in table} == {len(table[0])}, table
+    assert all(len({len(row) for row in table}) == 1 for table in tables(card))
 
 
 def test_many_classes_are_shortened_to_those_that_matter():
@@ -138,15 +136,11 @@ def test_many_classes_are_shortened_to_those_that_matter():
     assert [row[0].strip() for row in worst[2:]] == [f"class-{i}" for i in range(10)]
 
 
-def test_the_commands_of_the_card_are_understood_by_their_doors(
-    random_checkpoint, picture, tmp_path, monkeypatch, capsys
-):
+def test_the_commands_of_the_card_are_understood(random_checkpoint, picture, tmp_path, monkeypatch, capsys):
     card = model_card(CHECKPOINT, HISTORY, CONFUSION)
-    classify, serve, export = re.search(r"```sh\n(.+)\n(.+)\n(.+)\n```", card).groups()
+    classify, _, export = re.search(r"```sh\n(.+)\n(.+)\n(.+)\n```", card).groups()
     for command in (classify, export):
-        arguments = parse(command.removeprefix("python -m convmixer ").split())
-        assert "RUN/model.safetensors" in vars(arguments).values()
-    assert re.match(r"COG_WEIGHTS=RUN/model.safetensors make serve\b", serve)
+        assert "RUN/model.safetensors" in vars(parse(command.removeprefix("python -m convmixer ").split())).values()
     random_checkpoint().rename(tmp_path / "model.safetensors")
     picture().save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
@@ -166,13 +160,10 @@ def test_curves_show_what_was_measured_and_only_that(tmp_path, figures):
     assert lr.lines[0].get_ydata().tolist() == [row["lr"] for row in HISTORY]
     assert {"loss", "top-1 accuracy (%)", "learning rate", "epoch", "$a$ run"} <= set(texts(figures[0]))
     assert "held-out, best: 54.00 % after epoch 7" in texts(figures[0])
-    assert (train.get_color(), held_out.get_color()) == (pictures.TRAIN, pictures.HELD_OUT)
     unknown = dict.fromkeys(("train_top1", "held_out_loss", "held_out_top1"), math.nan)
     for history, missing in (([row | unknown for row in HISTORY], 1), ([], 3), (HISTORY[:1], 0)):
         draw_curves(tmp_path / "some.png", history, "what is not measured")
         assert texts(figures[-1]).count("not measured") == missing
-    draw_curves(tmp_path / "diverged.png", [HISTORY[0], HISTORY[2] | {"train_loss": math.inf}], "diverged")
-    assert figures[-1].axes[0].lines[0].get_xydata().tolist() == [[1, 2]]
 
 
 def test_every_cell_of_few_classes_has_its_colour_and_its_number(tmp_path, figures):
@@ -195,24 +186,17 @@ def test_every_cell_of_few_classes_has_its_colour_and_its_number(tmp_path, figur
     assert frequent_confusions(confusion, 99) == [(3, 2, 9999), (1, 0, 6), (0, 2, 2), (0, 1, 1)]
 
 
-def random_confusion(classes: int, images: int) -> np.ndarray:
-    rng = np.random.default_rng(classes)
-    chances = rng.dirichlet(np.full(classes, 0.05), classes) * 0.3 + 0.7 * np.eye(classes)
-    return np.stack([rng.multinomial(images, row) for row in chances / chances.sum(1, keepdims=True)])
-
-
 @pytest.mark.parametrize("classes", [1, 20, 100])
 def test_no_text_leaves_the_picture(tmp_path, classes):
     labels = tuple(f"$\\no{{$ {i:3} formula, forty characters ......" for i in range(classes))
-    draw_confusion(tmp_path / "confusion.png", random_confusion(classes, 50_000), labels, "a run " * 8)
+    draw_confusion(tmp_path / "confusion.png", np.full((classes, classes), 500), labels, "a run " * 8)
     drawn = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB")) != 255
     assert drawn[3:-3, 3:-3].sum() == drawn.sum() > 0
 
 
 def test_many_classes_get_lists_instead_of_numbers_in_cells(tmp_path, figures):
-    confusion = random_confusion(100, 50)
-    confusion[7:] = 0
-    confusion[7, 8], confusion[7, 7] = 49, 1
+    confusion = np.diag([40] * 7 + [0] * 93) + np.eye(100, k=1, dtype=int)
+    confusion[7, 7:9], confusion[8:] = (1, 49), 0
     draw_confusion(tmp_path / "confusion.png", confusion, tuple(f"class-{i}" for i in range(100)), "many")
     matrix, _, lists, _ = figures[0].axes
     assert not matrix.texts

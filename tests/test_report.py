@@ -19,7 +19,7 @@ from train.errors import TrainingError
 from train.report import console as module
 from train.report.console import COLUMNS, Console, best_row, duration, write_metrics
 from train.report.paths import public_command, public_name
-from train.report.trackers import TensorBoard, open_tracker
+from train.report.trackers import open_tracker
 
 ROW = dict(zip(COLUMNS, (1, 0.05, 1.25, 61.5, 1.5, 58.25, 95.0, 152.4, 250.0, 0), strict=True))
 UNKNOWN = dict.fromkeys(("train_top1", "held_out_loss", "held_out_top1", "held_out_top5"), math.nan)
@@ -27,45 +27,39 @@ UNKNOWN = dict.fromkeys(("train_top1", "held_out_loss", "held_out_top1", "held_o
 
 def test_the_csv_has_a_row_an_epoch_and_empty_cells_for_what_was_not_measured(tmp_path):
     path = tmp_path / "metrics.csv"
-    older = {name: value for name, value in ROW.items() if name not in ("held_out_top5", "skipped")}
     write_metrics(path, [ROW] * 7)
-    write_metrics(path, [ROW, ROW | UNKNOWN | {"epoch": 2, "lr": 1e-6}, older | {"epoch": 3}])
+    write_metrics(path, [ROW, ROW | UNKNOWN | {"epoch": 2, "lr": 1e-6}, {"epoch": 3}])
     first, second, third = csv.DictReader(io.StringIO(path.read_text()))
-    assert tuple(first) == COLUMNS
-    assert {name: float(value) for name, value in first.items()} == ROW
-    assert {name for name, value in second.items() if not value} == set(UNKNOWN)
-    assert float(second["lr"]) == 1e-6
-    assert {name for name, value in third.items() if not value} == {"held_out_top5", "skipped"}
-    assert os.listdir(tmp_path) == ["metrics.csv"]
+    assert {name: float(value) for name, value in first.items()} == ROW and tuple(first) == COLUMNS
+    assert {name for name, value in second.items() if not value} == set(UNKNOWN) and float(second["lr"]) == 1e-6
+    assert [name for name, value in third.items() if value] == ["epoch"]
 
 
 def test_the_best_row_and_durations():
-    history = [ROW | {"epoch": i + 1, "held_out_top1": top1} for i, top1 in enumerate((3.0, 7.0, math.nan, 7.0, 5.0))]
-    assert best_row(history)["epoch"] == 4  # the last of equals, as best.safetensors
+    history = [ROW | {"epoch": i, "held_out_top1": top1} for i, top1 in enumerate((3.0, 7.0, math.nan, 7.0, 5.0))]
+    assert best_row(history)["epoch"] == 3  # the last of equals, as best.safetensors
     assert best_row([ROW | UNKNOWN]) is None
     said = {0: "0s", 0.4: "<1s", 59.7: "1m 00s", 3599.6: "1h 00m", 359_990: "99h 59m", 442_800: "5d 03h", None: "-"}
     assert {seconds: duration(seconds) for seconds in said} == said
 
 
 def test_rows_stay_in_their_columns_whatever_the_numbers_are():
-    stream, epochs = io.StringIO(), 300
-    console = Console(epochs, stream, io.StringIO())
+    stream = io.StringIO()
+    console = Console(300, stream, io.StringIO())
     console.header()
-    for loss, lr, rate in ((0.0004, 0.05, 0.3), (99.0, 0.000625, 9.99), (123456.7, 1.23e-6, 30000.0), (math.inf, 0, 5)):
-        row = {"epoch": epochs, "train_loss": loss, "held_out_loss": loss, "lr": lr, "images_per_s": rate}
+    for loss, lr, rate in ((0.0004, 0.000625, 9.99), (123456.7, 1.23e-6, 30000.0), (math.inf, 0, 0.3)):
+        row = {"epoch": 300, "train_loss": loss, "held_out_loss": loss, "lr": lr, "images_per_s": rate}
         console.row(ROW | row | {"train_top1": 100.0}, 359_990)
     console.row(ROW, 4985)
     console.row(ROW | UNKNOWN, math.nan)
     groups, titles, *rows = stream.getvalue().splitlines()
-    ends = {match.end() for match in re.finditer(r"(epoch|loss|top-1 %|lr|images/s|time|left)", titles)}
+    ends = [match.end() for match in re.finditer(r"(epoch|loss|top-1 %|lr|images/s|time|left)", titles)]
     assert len(ends) == 9 and len(groups) < len(titles) <= 79
-    for row in rows:
+    for row in rows:  # each column is right-aligned to its title, and something precedes the gap after it
         assert len(row) == len(titles), row
-        for end in ends:  # each column is right-aligned to its title, and something precedes the gap after it
-            assert row[end - 1] != " " and row[end : end + 2].strip() == "", row
-    known, unknown = (row.split()[1:] for row in rows[-2:])
-    assert known == ["1.250", "61.50", "1.500", "58.25", "0.05", "152", "4m", "10s", "1h", "23m"]
-    assert unknown == ["1.250", "-", "-", "-", "0.05", "152", "4m", "10s", "-"]
+        assert all(row[end - 1] != " " and row[end : end + 2].strip() == "" for end in ends), row
+    assert rows[-2].split() == ["1/300", "1.250", "61.50", "1.500", "58.25", "0.05", "152", "4m", "10s", "1h", "23m"]
+    assert rows[-1].split() == ["1/300", "1.250", "-", "-", "-", "0.05", "152", "4m", "10s", "-"]
 
 
 def terminal(columns: int, encoding: str = "utf-8") -> tuple[int, TextIO]:
@@ -83,13 +77,13 @@ def sent(reader: int, writer: TextIO) -> str:
         while part := os.read(reader, 4096):
             received += part
     os.close(reader)
-    return received.decode()
+    return received.decode().replace("\r\n", "\n")
 
 
 def screen(text: str) -> list[str]:
     """The lines that a terminal shows after ``text``: a carriage return starts the line again from its left."""
     lines = []
-    for line in text.replace("\r\n", "\n").split("\n"):
+    for line in text.split("\n"):
         shown = ""
         for part in line.split("\r"):
             shown = part + shown[len(part) :]
@@ -101,52 +95,35 @@ def test_the_bar_moves_on_a_terminal_and_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(module, "BAR_SECONDS", 0)
     reader, writer = terminal(columns=80)
     console = Console(25, writer, writer)
-    console.header()
     for step in (1, 30, 60):
         console.step(3, step, 60, 1.0 + step, 152.0)
         if step == 30:
             console.note("left out: broken.jpg")
     console.row(ROW | {"epoch": 3}, 4985)
-    console.step(4, 1, 60, math.nan, 152.0)
-    console.step(4, 30, 60, math.nan, 0.5)
+    monkeypatch.setattr(module, "BAR_SECONDS", 600)
+    console.step(4, 1, 60, math.nan, 0.5)
+    console.step(4, 30, 60, None, 0.5)  # too soon: the loss is not read, which on a GPU means waiting
     console.clear()
     text = sent(reader, writer)
-
-    _, titles, note, row, rest = screen(text)
-    assert titles.split()[0] == "epoch"
+    note, row, rest = screen(text)
     assert (note, row.split()[:2], rest) == ("left out: broken.jpg", ["3/25", "1.250"], "")
-    drawn = [part for part in re.split(r"[\r\n]+", text) if "images/s" in part and "/60" in part]
-    assert [re.search(r"(\d+)/60", part)[1] for part in drawn] == ["1", "30", "30", "60", "1", "30"]
+    drawn = [part for part in re.split(r"[\r\n]+", text) if "/60" in part]
+    assert [re.search(r"(\d+)/60", part)[1] for part in drawn] == ["1", "30", "30", "60", "1"]
     length = len(re.search("[━─]+", drawn[0])[0])
-    assert [part.count("━") for part in drawn] == [length * step // 60 for step in (1, 30, 30, 60, 1, 30)]
-    assert length >= 10
+    assert [part.count("━") for part in drawn] == [length * step // 60 for step in (1, 30, 30, 60, 1)] and length >= 10
     assert "loss 31.000" in drawn[1] and "152 images/s" in drawn[1] and re.search(r"\ds left", drawn[1])
-    assert "loss      -" in drawn[4] and "0.5 images/s" in drawn[5]
+    assert "loss      -" in drawn[4] and "0.5 images/s" in drawn[4]
 
 
-@pytest.mark.parametrize(("columns", "encoding"), [(20, "utf-8"), (100, "ascii"), (300, "utf-8")])
+@pytest.mark.parametrize(("columns", "encoding"), [(20, "utf-8"), (100, "ascii")])
 def test_the_bar_stays_on_one_line_of_any_terminal(columns, encoding):
     reader, writer = terminal(columns, encoding)
     console = Console(300, writer, writer)
     console.step(299, 2502, 2502, 6.25, 30000.0)
     console.step(300, 7, 7, 6.25, 30000.0)  # a shorter line over a longer one
     *_, last = parts = sent(reader, writer).split("\r")
-    assert "299/300" in parts[1] and "300/300" in last
-    assert all(len(part) < columns for part in parts)
+    assert "299/300" in parts[1] and "300/300" in last and all(len(part) < columns for part in parts)
     assert screen("\r".join(parts)) == [last.rstrip()]
-
-
-def test_many_steps_draw_the_bar_seldom_and_beside_rows_that_go_to_a_file(monkeypatch):
-    monkeypatch.setattr(module, "BAR_SECONDS", 600)
-    (reader, writer), log = terminal(columns=80), io.StringIO()
-    console = Console(1, log, writer)
-    for step in range(1, 2001):
-        loss = 1.0 if step in (1, 2000) else None  # it is read when drawn only: on a GPU, to read it is to wait
-        console.step(1, step, 2000, loss, 100.0)
-    console.row(ROW, 0)
-    text = sent(reader, writer)
-    assert re.findall(r"(\d+)/2000", text) == ["1", "2000"]
-    assert screen(text) == [""] and log.getvalue().split()[0] == "1/1"
 
 
 def test_off_a_terminal_there_are_whole_lines_and_one_of_a_long_epoch_every_minute(monkeypatch):
@@ -157,29 +134,23 @@ def test_off_a_terminal_there_are_whole_lines_and_one_of_a_long_epoch_every_minu
     monkeypatch.setattr(module, "LINE_SECONDS", 0)
     console.step(1, 20, 60, 1.5, 10.0)
     console.note("left out: \udc80猫.jpg")  # what the terminal cannot show does not stop the run
-    console.row(ROW, 250)
-    line, note, row = stream.buffer.getvalue().decode().splitlines()
+    line, note = stream.buffer.getvalue().decode().splitlines()
     assert line.split()[:3] == ["1/3", "20/60", "loss"] and line.endswith("left") and "10 images/s" in line
-    assert (note, row.split()[0]) == ("left out: \\udc80\\u732b.jpg", "1/3")
+    assert note == "left out: \\udc80\\u732b.jpg"
 
 
 def test_tensorboard_shows_each_epoch_once_also_after_a_resumed_run(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = open_tracker("tensorboard", tmp_path, {})
-    for epoch in (1, 2, 3):
-        first.row(ROW | {"epoch": epoch, "train_loss": float(epoch)})
-    first.close()
-    again = TensorBoard(tmp_path / "tensorboard")  # the run was killed before its third epoch was in a checkpoint
-    again.row(ROW | UNKNOWN | {"epoch": 3, "train_loss": 30.0})
-    again.row(ROW | {"epoch": 4, "train_loss": 4.0})
-    again.close()
+    for epochs in ((1, 2, 3), (3, 4)):  # the run was killed before its third epoch was in a checkpoint
+        tracker = open_tracker("tensorboard", tmp_path, {})
+        for epoch in epochs:
+            tracker.row(ROW | UNKNOWN | {"epoch": epoch, "train_loss": 10.0 * len(epochs) + epoch})
+        tracker.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert scalars["train/loss"] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 4.0)]
-    assert scalars["held_out/top1"] == [(1, 58.25), (2, 58.25), (4, 58.25)]
-    measured = {"train/loss", "train/top1", "held_out/loss", "held_out/top1", "held_out/top5"}
-    assert set(scalars) == measured | {"lr", "images_per_s", "seconds", "skipped"}
+    assert set(events.Tags()["scalars"]) == {"train/loss", "lr", "images_per_s", "seconds", "skipped"}
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert losses == [(1, 31.0), (2, 32.0), (3, 23.0), (4, 24.0)]
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb", "trackio"])
