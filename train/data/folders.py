@@ -135,7 +135,7 @@ def _list_members(tree: Tree, file: BinaryIO, start: int, folder: str) -> list[t
             names = [name for name in f"{folder}/{member.name}".split("/") if name not in ("", ".")]
             if any(name.startswith(".") for name in names):
                 continue
-            path, linked = "/".join(names), f"{folder}/{member.linkname}".lstrip("/")
+            path = "/".join(names)
             tree.folders.update(str(parent) for parent in PurePosixPath(path).parents if str(parent) != ".")
             if member.isdir() and path:
                 tree.folders.add(path)
@@ -144,8 +144,6 @@ def _list_members(tree: Tree, file: BinaryIO, start: int, folder: str) -> list[t
                 nested.append((member.offset_data, path[:-4]))
             elif member.isreg() and not member.issparse():
                 tree.files[path] = (member.offset_data, member.size)
-            elif member.islnk() and linked in tree.files:
-                tree.files[path] = tree.files[linked]
             elif path:
                 tree.odd += 1
     return nested
