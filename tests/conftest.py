@@ -129,6 +129,22 @@ def cifar10_folder(tmp_path) -> Path:
     return write_cifar10(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def cifar10(tmp_path_factory) -> Path:
+    """The same for the whole session: not to be changed."""
+    return write_cifar10(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """What starts train/run.py as processes of their own, without the seconds that their imports take."""
+    from processes import Server
+
+    server = Server(tmp_path_factory.mktemp("logs"))
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def python():
     """A function that runs Python in a process of its own, in the repository, and gives the finished process."""

@@ -1,6 +1,7 @@
 """Runs of train/run.py as processes of their own, and what is left of them: for the tests that kill them."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 SABOTEUR = str(ROOT / "tests" / "saboteur.py")
-TIMES = ("seconds", "images_per_s")  # of a history row: what differs from run to run
 # One thread: the sums do not depend on the machine's cores then, and small networks are faster.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -28,6 +28,13 @@ class Ended:
 
     code: int  # minus the number of the signal that killed it
     output: str  # standard output and error
+
+    @property
+    def complaint(self) -> str:
+        """The only line that says what went wrong."""
+        assert "Traceback" not in self.output, self.output
+        (line,) = [line for line in self.output.splitlines() if line.startswith("train/run.py: ")]
+        return line
 
 
 class Run:
@@ -44,9 +51,9 @@ class Run:
     def wait(self) -> Ended:
         return Ended(int(self.server.ask(wait=self.pid)), self.log.read_text())
 
-    def left_over(self, seconds: float = 10) -> list[int]:
+    def left_over(self) -> list[int]:
         """Processes of the run that are still there after a while."""
-        return wait_until_gone(lambda pid: fields_of(pid)[3:4] == [str(self.pid)], seconds)
+        return wait_until_gone(lambda pid: fields_of(pid)[3:4] == [str(self.pid)])
 
 
 class Server:
@@ -63,24 +70,27 @@ class Server:
         self.process.stdin.flush()
         return self.process.stdout.readline()
 
-    def start(
-        self,
-        *arguments: object,
-        bombs: list[dict] | None = None,
-        limit: int = 0,
-        script: Path | str = "",
-        env: dict[str, str] | None = None,
-    ) -> Run:
-        """train/run.py, or another ``script``, with bombs in it and a ``limit`` of bytes a file."""
-        self.started += 1
-        log = self.folder / f"log-{self.started}"
-        log.touch()
-        env = {"BOMBS": json.dumps(bombs or [])} | (env or {})
+    def start(self, *arguments: object, bombs=(), limit: int = 0, script="train/run.py", env=None, log=None) -> Run:
+        """``script`` with bombs in it, a ``limit`` of bytes a file, more environment, and a file for what it says."""
+        if log is None:
+            self.started += 1
+            log = self.folder / f"log-{self.started}"
+            log.touch()
+        env = {"BOMBS": json.dumps(bombs)} | (env or {})
         words = [*map(str, arguments)]
         return Run(self, int(self.ask(log=str(log), arguments=words, limit=limit, script=str(script), env=env)), log)
 
     def run(self, *arguments: object, **options) -> Ended:
         return self.start(*arguments, **options).wait()
+
+    def run_unread(self, *arguments: object, **options) -> int:
+        """The exit code of a process whose reader leaves at its first word, as `| head -1` may."""
+        pipe = self.folder / f"pipe-{self.started}"
+        self.started += 1
+        os.mkfifo(pipe)
+        run = self.start(*arguments, log=pipe, **options)
+        open(pipe).close()
+        return int(self.ask(wait=run.pid))
 
     def run_two(self, *arguments: object, **options) -> tuple[Ended, Ended]:
         """Two processes on one run, which find each other as those that torchrun starts do."""
@@ -144,17 +154,15 @@ def wait_until_gone(belongs: Callable[[int], bool], seconds: float = 10) -> list
         time.sleep(0.05)
 
 
-def torchrun(
-    *arguments: object, bombs: list[dict] | None = None, restarts: int = 0, script: Path | str = SABOTEUR
-) -> Ended:
+def torchrun(*arguments: object, bombs: list[dict], restarts: int) -> Ended:
     """train/run.py as two processes on this machine, started by torchrun. Gives what is known once they have ended."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", str(restarts), SABOTEUR, *map(str, arguments)]
-    environment = os.environ | ENVIRONMENT | {"BOMBS": json.dumps(bombs or [])}
+    environment = os.environ | ENVIRONMENT | {"BOMBS": json.dumps(bombs)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes)
     try:
-        output = process.communicate(timeout=200 * (1 + restarts))[0]
+        output = process.communicate(timeout=240 * (1 + restarts))[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGTERM)  # torchrun hands it on
         raise
@@ -165,40 +173,20 @@ def read(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def without_times(rows: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+def differences(a: Path, b: Path) -> list[tuple[str, str]]:
+    """Where the last checkpoints and models of two run folders differ; but for times, to the last bit."""
 
+    def digest(tensor: torch.Tensor) -> str:
+        content = repr((tensor.dtype, tensor.shape)).encode() + tensor.numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()
 
-def differences(a: Path, b: Path) -> list[str]:
-    """What differs between the last checkpoints and the models of two run folders, but times: each bit counts."""
-    one, two = read(a / "last.pt"), read(b / "last.pt")
-    for content in (one, two):
-        content["history"] = without_times(content["history"])
-        content["running"].pop("seconds")
-        content.pop("commit")  # of the code, which may go on while the tests run
-    found = list(compare(one, two))
-    return found + list(compare(load_file(a / "model.safetensors"), load_file(b / "model.safetensors"), "model"))
-
-
-def compare(a, b, name: str = "") -> Iterator[str]:
-    """Yields the places where two nested values differ; NaN equals NaN."""
-    if type(a) is not type(b):
-        yield f"{name}: {type(a)} and {type(b)}"
-    elif isinstance(a, dict):
-        if a.keys() != b.keys():
-            yield f"{name}: {a.keys() ^ b.keys()}"
-        for key in a.keys() & b.keys():
-            yield from compare(a[key], b[key], f"{name}.{key}")
-    elif isinstance(a, list | tuple):
-        if len(a) != len(b):
-            yield f"{name}: {len(a)} and {len(b)} entries"
-        for i, (x, y) in enumerate(zip(a, b, strict=False)):
-            yield from compare(x, y, f"{name}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(a, b):
-            yield f"{name}: another tensor"
-    elif a != b and not (a != a and b != b):
-        yield f"{name}: {a!r} and {b!r}"
+    lines = []
+    for folder in (a, b):
+        content = [read(folder / "last.pt"), load_file(folder / "model.safetensors")]
+        for row in content[0]["history"]:
+            del row["seconds"], row["images_per_s"]
+        lines.append(json.dumps(content, default=digest, indent=1).splitlines())
+    return [pair for pair in zip(*lines, strict=True) if pair[0] != pair[1]]
 
 
 def left_over(folder: Path) -> list[str]:

@@ -6,9 +6,9 @@ forks a process for every line of JSON on its standard input: as real a process 
 
 import functools
 import gc
-import importlib
 import json
 import os
+import pkgutil
 import resource
 import runpy
 import signal
@@ -20,51 +20,25 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = str(ROOT / "train" / "run.py")
 
 
-def find(path: str) -> tuple[object, str]:
-    """The object that holds what ``path`` names, and the name in it: torch.optim.AdamW.step is (AdamW, "step")."""
-    words = path.split(".")
-    for i in range(len(words) - 1, 0, -1):
-        try:
-            holder = importlib.import_module(".".join(words[:i]))
-        except ImportError:
-            continue
-        return functools.reduce(getattr, words[i:-1], holder), words[-1]
-    raise ImportError(path)
+def plant(at: str, call: int = 1, signal: int = signal.SIGKILL, to: str = "", whom: str = "me") -> None:
+    """Has the ``call``-th call of ``at``, such as torch.optim.AdamW.step, send ``signal`` before it begins.
 
-
-def plant(at: str, call: int = 1, signal: int = signal.SIGKILL, to="", after=False, half=False, whom="me") -> None:
-    """Has the ``call``-th call of ``at`` send ``signal`` to this process.
-
-    Before the call, ``after`` it, or when ``half`` of what torch.save writes is in the file. With ``to`` only calls
-    count whose last argument ends so: the file that os.replace makes. ``whom`` may also be the process's "group", or
-    its "parent", which is given a second before the call goes on.
+    With ``to`` only calls count whose last argument ends so: the file that os.replace makes. ``whom`` is this process,
+    its "group", or its "parent", which is given a second.
     """
-    holder, name = find(at)
-    original, calls = getattr(holder, name), 0
-
-    def explode() -> None:
-        os.kill({"me": os.getpid(), "group": 0, "parent": os.getppid()}[whom], signal)
-        time.sleep(whom == "parent")
+    place, _, name = at.rpartition(".")
+    holder, calls = pkgutil.resolve_name(place), 0
+    original = getattr(holder, name)
 
     @functools.wraps(original)
     def wrapped(*args, **kwargs):
         nonlocal calls
-        calls += not to or str(args[-1]).endswith(to)
-        if calls != call or (to and not str(args[-1]).endswith(to)):
-            return original(*args, **kwargs)
-        if half:  # of torch.save(content, file)
-            import io
-
-            whole = io.BytesIO()
-            original(args[0], whole)
-            args[1].write(whole.getvalue()[: len(whole.getvalue()) // 2])
-            args[1].flush()
-        if not after:
-            explode()
-        result = original(*args, **kwargs)
-        if after:
-            explode()
-        return result
+        if not to or str(args[-1]).endswith(to):
+            calls += 1
+            if calls == call:
+                os.kill({"me": os.getpid(), "group": 0, "parent": os.getppid()}[whom], signal)
+                time.sleep(whom == "parent")
+        return original(*args, **kwargs)
 
     setattr(holder, name, wrapped)
 
@@ -80,11 +54,10 @@ def plant_mine() -> None:
 def serve() -> bool:
     """Forks a process a request, or waits for one; True in the child, which is then what was asked for."""
     sys.path[0] = str(ROOT)
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401  what the end of a run imports late
+    import train.session
 
-    import train.run  # noqa: F401
-
+    # Two thirds of a small run's time, and drawn in tests/test_train_run.py.
+    train.session.draw_curves = train.session.draw_confusion = lambda *_: None
     gc.collect()
     gc.freeze()  # or the end of each process takes two seconds: it would look at all these objects again
     for line in sys.stdin:
@@ -95,21 +68,23 @@ def serve() -> bool:
         child = os.fork()
         if not child:
             os.setsid()
-            log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            log = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.environ.update(request["env"])
             if request["limit"]:  # of a file's size, in bytes; Python ignores the signal, and gets an OSError
                 resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
-            sys.argv = [request["script"] or RUN, *request["arguments"]]
+            sys.argv = [request["script"], *request["arguments"]]
             return True
         print(child, flush=True)
     return False
 
 
-if __name__ == "__main__" and (sys.argv[1:] != ["--serve"] or serve()):
-    plant_mine()
-    if "--serve" not in sys.orig_argv:
-        sys.argv[0] = RUN
-    runpy.run_path(sys.argv[0], run_name="__main__")
+if __name__ == "__main__":
+    serving = sys.argv[1:] == ["--serve"]
+    if not serving or serve():
+        plant_mine()
+        if not serving:
+            sys.argv[0] = RUN
+        runpy.run_path(sys.argv[0], run_name="__main__")
