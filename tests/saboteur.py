@@ -72,6 +72,7 @@ def serve() -> bool:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            sys.stderr = os.fdopen(2, "w", 1, closefd=False)  # the other took its file for one that can seek
             os.environ.update(request["env"])
             if request["limit"]:  # of a file's size, in bytes; Python ignores the signal, and gets an OSError
                 resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))

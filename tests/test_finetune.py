@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import differences
 
 from convmixer import Classifier, load_checkpoint, zoo
 from convmixer.engine import open_engine
@@ -22,8 +24,8 @@ from train.run import parse
 from train.watch import Watch
 
 SHIPPED = "convmixer_256_8_cifar10"
-SMALL = "--epochs 3 --batch-size 8 --hold-out 0.2"
-FREEZE = f"--recipe finetune --freeze --workers 0 {SMALL}".split()
+FINETUNE = ["--recipe", "finetune", "--workers", 0, "--hold-out", 0.2]
+FREEZE = [*FINETUNE, "--freeze", "--epochs", 3, "--batch-size", 8]
 
 
 @pytest.fixture(autouse=True)
@@ -32,42 +34,32 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("COG_WEIGHTS", raising=False)
 
 
-@pytest.fixture
-def pets(tmp_path):
-    """Forty photographs of two classes, told apart by their brightness."""
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """Forty photographs of two classes, told apart by their brightness, and a file that is none."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pets")
     for i in range(40):
         pixels = rng.normal((80, 160)[i % 2], 40, (40, 48, 3)).clip(0, 255).astype(np.uint8)
-        path = tmp_path / "pets" / ("my cat", "my dog")[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = folder / ("my cat", "my dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
-    return tmp_path / "pets"
+    (folder / "my cat" / "broken.png").write_bytes(b"no picture")
+    return folder
 
 
 @pytest.fixture
-def start(random_checkpoint):
-    """A small network to start from."""
-    return random_checkpoint(size=32)
+def call(call_main, pets, tmp_path):
+    """A function that runs train/run.py on the pets in this process; gives (code, stdout, stderr)."""
+    return lambda *words: call_main(train_run.main, "--data", pets, "--out", tmp_path / "run", *words)
 
 
-@pytest.fixture
-def call(call_main):
-    """A function that runs train/run.py in this process; gives (code, stdout, stderr)."""
-
-    def run(*arguments: object):
-        return call_main(train_run.main, *arguments)
-
-    return run
-
-
-def test_the_best_model_that_is_here_is_the_start(tmp_path, monkeypatch, cifar10_folder):
-    recipe = parse(["--recipe", "finetune", "--data", "DIR"]).recipe
-    assert (recipe.weights, recipe.preprocessing.size) == (SHIPPED, 64)
-    assert recipe.model == zoo.load(SHIPPED).config
-    assert (
-        parse(["--recipe", "finetune", "--data", "DIR", "--preprocessing.size", "48"]).recipe.preprocessing.size == 48
-    )
-    assert parse(["--recipe", "finetune", "--data", str(cifar10_folder)]).recipe.preprocessing.size == 32
+def test_the_best_model_that_is_here_is_the_start(tmp_path, monkeypatch, cifar10):
+    words = ["--recipe", "finetune", "--data", "DIR"]
+    recipe = parse(words).recipe
+    assert (recipe.weights, recipe.model) == (SHIPPED, zoo.load(SHIPPED).config)
+    assert recipe.preprocessing.size == 64  # its own 32 are too few for photographs
+    assert parse([*words, "--preprocessing.size", "48"]).recipe.preprocessing.size == 48
+    assert parse([*words, "--data", str(cifar10)]).recipe.preprocessing.size == 32
 
     small = ConvMixerConfig(4, 1, kernel_size=3, patch_size=7, activation="relu")
     entry = replace(zoo.MODELS["convmixer_768_32"], config=small)
@@ -75,27 +67,35 @@ def test_the_best_model_that_is_here_is_the_start(tmp_path, monkeypatch, cifar10
     (tmp_path / "cache").mkdir()
     blank = replace(zoo._description(entry), state_dict=ConvMixer(small).state_dict())
     save_checkpoint(tmp_path / "cache" / f"{entry.name}.safetensors", blank)
-    recipe = parse(["--recipe", "finetune", "--data", "DIR"]).recipe
+    recipe = parse(words).recipe
     assert (recipe.weights, recipe.model, recipe.preprocessing) == (entry.name, small, entry.preprocessing)
 
     (tmp_path / "recipe.json").write_text(json.dumps({"weights": SHIPPED}))  # of a run that began before it came
-    resumed = ["--recipe", "finetune", "--data", "DIR", "--out", str(tmp_path), "--resume"]
-    assert parse(resumed).recipe.weights == SHIPPED
+    assert parse([*words, "--out", str(tmp_path), "--resume"]).recipe.weights == SHIPPED
 
 
-@pytest.mark.parametrize(("size", "warned"), [(32, True), (64, False)])
-def test_a_start_on_tiny_pictures_says_what_to_expect(call, pets, tmp_path, random_checkpoint, size, warned):
-    weights = random_checkpoint(size=size)
-    code, out, err = call(*FREEZE, "--data", pets, "--weights", weights, "--out", tmp_path / "run")
+def test_finetuning_starts_from_the_weights_and_takes_the_datas_own_labels(call, tmp_path, random_checkpoint):
+    weights = random_checkpoint(size=32)
+    words = [*FINETUNE, "--weights", weights]
+    code, out, err = call(*words, "--epochs", 1, "--lr", 0, "--ema", 0.9)
     assert (code, err) == (0, "")
-    assert sum("on photographs it gives a first guess" in line for line in out.splitlines()) == warned
+    assert out.count("on photographs it gives a first guess") == 1  # who learnt on 32 pixels
+    tuned, start = load_checkpoint(tmp_path / "run" / "model.safetensors"), load_checkpoint(weights)
+    assert tuned.labels == ("my cat", "my dog")
+    assert tuned.preprocessing == replace(start.preprocessing, size=64)
+    for name, tensor in start.state_dict.items():
+        if name.endswith(("weight", "bias")) and not name.startswith("head."):
+            assert np.array_equal(tuned.state_dict[name], tensor), name  # the rate was 0
+    assert tuned.state_dict["head.weight"].shape == (2, 16)
+    code, _, err = call(*words, "--model.kernel-size", 7, "--out", tmp_path / "other")
+    assert code == 2 and "leave the fields of --model as they are" in err
 
 
-def test_the_head_alone_is_trained_on_features_computed_once(call, pets, start, tmp_path):
-    (pets / "my cat" / "broken.png").write_bytes(b"no picture")
-    words = [*FREEZE, "--data", pets, "--weights", start, "--out", tmp_path / "run"]
-    code, out, err = call(*words, "--lr", "0.1", "--epochs", "20")
+def test_the_head_alone_is_trained_on_features_computed_once(call, pets, tmp_path, random_checkpoint):
+    start = random_checkpoint(size=64)
+    code, out, err = call(*FREEZE, "--weights", start, "--lr", "0.1", "--epochs", "20")
     assert (code, err) == (0, "")
+    assert "first guess" not in out
     (line,) = [line for line in out.splitlines() if line.startswith("features of")]
     assert "mirrored too, and 8 held-out ones" in line
     assert out.count("left out: ") == 1 and "broken.png" in out
@@ -106,35 +106,20 @@ def test_the_head_alone_is_trained_on_features_computed_once(call, pets, start, 
     classifier = Classifier(str(tmp_path / "run" / "model.safetensors"))
     answers = [classifier.classify(path)[0].label for path in sorted((pets / "my dog").iterdir())]
     assert answers.count("my dog") >= 19
-    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert recipe["freeze"] is True
-    assert {name for name, value in recipe["augmentation"].items() if value} >= {"flip"}
-    assert (recipe["augmentation"]["scale"], recipe["augmentation"]["jitter"]) == (1.0, 0.0)
 
 
-def test_a_frozen_run_resumes_to_the_same_weights(call, pets, start, tmp_path, monkeypatch):
-    words = [*FREEZE, "--data", pets, "--weights", start]
-    assert call(*words, "--out", tmp_path / "whole")[0] == 0
-    with monkeypatch.context() as patch:
-        original = torch.optim.AdamW.step
-
-        def step(self, *arguments, **options):
-            step.calls += 1
-            if step.calls == 8:
-                raise KeyboardInterrupt
-            return original(self, *arguments, **options)
-
-        step.calls = 0
-        patch.setattr(torch.optim.AdamW, "step", step)
-        assert call(*words, "--out", tmp_path / "cut", "--save-every", "0")[0] == 130
-    code, out, _ = call(*words, "--out", tmp_path / "cut", "--resume")
-    assert code == 0 and "going on after epoch 1 of 3 and step 3" in out
-    whole, cut = (load_checkpoint(tmp_path / name / "model.safetensors").state_dict for name in ("whole", "cut"))
-    assert all(np.array_equal(whole[name], cut[name]) for name in whole)
+def test_a_frozen_run_resumes_to_the_same_weights(runs, pets, random_checkpoint, tmp_path):
+    words = [*FREEZE, "--data", pets, "--weights", random_checkpoint(), "--memory-format", "contiguous", "--out"]
+    assert runs.run(*words, tmp_path / "whole").code == 0
+    bombs = [{"at": "torch.optim.AdamW.step", "call": 8}]
+    assert runs.run(*words, tmp_path / "cut", "--save-every", 0, bombs=bombs).code == -9
+    ended = runs.run(*words, tmp_path / "cut", "--resume")
+    assert ended.code == 0 and "going on after epoch 1 of 3 and step 3" in ended.output, ended.output
+    assert differences(tmp_path / "whole", tmp_path / "cut") == []
 
 
-def test_features_are_the_networks_own_and_those_of_the_mirrored_picture(start):
-    checkpoint = load_checkpoint(start)
+def test_features_are_the_networks_own_and_those_of_the_mirrored_picture(random_checkpoint):
+    checkpoint = load_checkpoint(random_checkpoint())
     network = build(checkpoint.config, checkpoint.state_dict).eval()
     engine = open_engine(checkpoint.config, checkpoint.state_dict)
     images, labels = torch.randn(5, 3, 32, 32), torch.arange(5)
@@ -145,27 +130,25 @@ def test_features_are_the_networks_own_and_those_of_the_mirrored_picture(start):
             wanted = network.forward_features(pictures).mean((2, 3), keepdim=True)
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
-    for flip, wanted in ((0.0, {0.0}), (0.5, {0.0, 1.0}), (1.0, {1.0})):
-        recipe = replace(RECIPES["finetune"], augmentation=Augmentation(flip=flip))
-        told = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 40, 4, 1, 1)  # 1: mirrored
-        batches = FeatureBatches(told, torch.arange(40), recipe, World(torch.device("cpu")))
-        parts = list(batches.parts(0, 0))
-        assert {value for part in parts for value in part.images.flatten().tolist()} == wanted
-        assert sorted(torch.cat([part.labels for part in parts]).tolist()) == list(range(40))
-        assert torch.equal(parts[1].labels, next(batches.parts(0, 1)).labels)
+    recipe = replace(RECIPES["finetune"], augmentation=Augmentation(flip=0.5))
+    told = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 40, 4, 1, 1)  # 1: mirrored
+    batches = FeatureBatches(told, torch.arange(40), recipe, World(torch.device("cpu")))
+    parts = list(batches.parts(0, 0))
+    assert {value for part in parts for value in part.images.flatten().tolist()} == {0.0, 1.0}
+    assert sorted(torch.cat([part.labels for part in parts]).tolist()) == list(range(40))
+    assert torch.equal(parts[1].labels, next(batches.parts(0, 1)).labels)
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["--augmentation.scale", "0.5"], "leave all but --augmentation.flip"),
-        (["--augmentation.mixup", "0.5"], "leave all but --augmentation.flip"),
         (["--image-sizes", "0", "16"], "leave all but --augmentation.flip"),
         (["--weights", ""], "add --weights auto"),
     ],
 )
-def test_what_features_cannot_have_is_one_line(call, pets, tmp_path, arguments, part):
-    code, _, err = call(*FREEZE, "--data", pets, "--out", tmp_path / "run", *arguments)
+def test_what_features_cannot_have_is_one_line(call, tmp_path, arguments, part):
+    code, _, err = call(*FREEZE, *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert part in err
     assert not (tmp_path / "run").exists()
@@ -173,10 +156,5 @@ def test_what_features_cannot_have_is_one_line(call, pets, tmp_path, arguments, 
 
 @pytest.mark.parametrize(("size", "plain", "part"), [(2, [], "without torchrun"), (1, None, "by index")])
 def test_streams_and_several_processes_are_refused(size, plain, part):
-    class Opened:
-        pass
-
-    data = Opened()
-    data.plain = plain
     with pytest.raises(TrainingError, match=part):
-        check_frozen(frozen(RECIPES["finetune"]), data, World(torch.device("cpu"), size=size))
+        check_frozen(frozen(RECIPES["finetune"]), SimpleNamespace(plain=plain), World(torch.device("cpu"), size=size))

@@ -27,7 +27,7 @@ def quick(cifar10, tmp_path, call_main):
     return call
 
 
-@pytest.mark.parametrize("memory_format", ["auto", "channel_major"])
+@pytest.mark.parametrize("memory_format", ["auto", "channel_major_fused"])
 def test_a_run_folder_opens_in_every_door(quick, cifar10, tmp_path, picture, call_main, memory_format):
     code, out, err = quick("--epochs", 2, "--memory-format", memory_format)
     assert (code, err) == (0, "")
@@ -39,7 +39,7 @@ def test_a_run_folder_opens_in_every_door(quick, cifar10, tmp_path, picture, cal
     assert "--epochs 2" in (folder / "README.md").read_text()  # the command as it was typed
     recipe = json.loads((folder / "recipe.json").read_text())
     assert (recipe["epochs"], recipe["model"]["dim"], recipe["weight_decay"]) == (2, 16, 0.005)
-    stands_for = {"auto": ("channels_last", "contiguous"), "channel_major": ("channel_major",)}
+    stands_for = {"auto": ("channels_last", "contiguous"), "channel_major_fused": ("channel_major_fused",)}
     assert recipe["memory_format"] in stands_for[memory_format]
 
     checkpoint = load_checkpoint(folder / "model.safetensors")

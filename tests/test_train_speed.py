@@ -1,0 +1,175 @@
+"""What makes training fast, and changes nothing else: layouts in memory, our kernels, torch.compile."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from networks import relative_error
+from torch import nn
+
+from convmixer.engine import Machine
+from convmixer.model import ConvMixer, ConvMixerConfig
+from train.distributed import World
+from train.recipes import RECIPES
+from train.speed import layout
+from train.speed.channel_major import ChannelMajorConvMixer, use_channel_major
+from train.speed.depthwise import DepthwiseConv2d, use_fast_depthwise
+from train.speed.layout import Layout, agree_on_layout, choose_layout, known_layout, wrap
+from train.state import new_state
+
+CPU = torch.device("cpu")
+TINY = dataclasses.replace(
+    RECIPES["cifar10"],
+    model=ConvMixerConfig(dim=8, depth=1, kernel_size=5, patch_size=2, num_classes=10),
+    batch_size=8,
+    micro_batch=8,
+)
+
+
+def pair(dtype: torch.dtype = torch.float64, fused: bool = False, **config) -> tuple[ConvMixer, ConvMixer]:
+    """The same network as ever, and channel-major."""
+    torch.manual_seed(0)
+    network = ConvMixer(ConvMixerConfig(**{"dim": 12, "depth": 2, "num_classes": 7, "patch_size": 2} | config))
+    other = copy.deepcopy(network).to(dtype)
+    use_channel_major(other, fused)
+    assert isinstance(other, ChannelMajorConvMixer)
+    return network.to(dtype), other
+
+
+def backward(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    logits = network(x)
+    logits.square().sum().backward()
+    return logits
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        ({"kernel_size": 5}, (3, 3, 12, 12)),
+        ({"kernel_size": 9, "activation": "relu"}, (2, 3, 15, 9)),  # a row and a column that fill no patch
+        ({"kernel_size": 1, "patch_size": 1, "in_chans": 1, "depth": 1}, (2, 1, 4, 5)),
+    ],
+)
+def test_channel_major_is_the_same_network(config, shape, fused):
+    network, other = pair(fused=fused, **config)
+    x = torch.randn(shape, dtype=torch.float64)
+    for step in range(2):  # the second one with other running statistics
+        assert torch.allclose(backward(other, x), backward(network, x), rtol=1e-9), step
+    for (name, wanted), found in zip(network.named_parameters(), other.named_parameters(), strict=True):
+        assert found[0] == name
+        assert torch.allclose(found[1].grad, wanted.grad, rtol=1e-8, atol=1e-10 * wanted.grad.abs().max()), name
+    for (name, wanted), found in zip(network.named_buffers(), other.buffers(), strict=True):
+        assert torch.allclose(found.double(), wanted.double(), rtol=1e-12), name
+    network.eval(), other.eval()
+    assert torch.allclose(other(x), network(x), rtol=1e-9)
+    for found, wanted in zip(other.forward_intermediates(x), network.forward_intermediates(x), strict=True):
+        assert found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_channel_major_in_mixed_precision(fused):
+    network, other = pair(torch.float32, fused, dim=16, kernel_size=7)
+    x = torch.randn(4, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = backward(other, x), backward(network, x)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found.detach(), wanted.detach()) < 0.03
+    gradients = [torch.cat([p.grad.flatten() for p in each.parameters()]) for each in (other, network)]
+    assert all(p.grad.dtype == torch.float32 for p in other.parameters())
+    assert nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_channel_major_is_traced_as_a_whole(fused):
+    _, other = pair(torch.float32, fused, depth=1)
+    compiled, x = torch.compile(copy.deepcopy(other), fullgraph=True, backend="aot_eager"), torch.randn(2, 3, 8, 8)
+    assert torch.allclose(backward(compiled, x), backward(other, x), rtol=1e-4, atol=1e-5)
+    for found, wanted in zip(compiled.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(found.grad, wanted.grad, rtol=1e-3, atol=1e-5 * wanted.grad.abs().max())
+
+
+def test_the_fast_depthwise_convolution_has_the_same_gradients():
+    torch.manual_seed(0)
+    exact = nn.Sequential(
+        nn.Conv2d(24, 24, 5, groups=24, padding=2), nn.Conv2d(24, 24, 1), nn.Conv2d(24, 24, 3, groups=2)
+    )
+    fast, exact = copy.deepcopy(exact), exact.double()
+    use_fast_depthwise(fast)
+    assert [type(module) for module in fast] == [DepthwiseConv2d, nn.Conv2d, nn.Conv2d]
+    x = torch.randn(3, 24, 9, 11)
+    inputs = x.clone().requires_grad_(), x.double().requires_grad_()
+    outputs = backward(fast, inputs[0]), backward(exact, inputs[1])
+    gradients = [
+        [x.grad, *(p.grad for p in network.parameters())] for x, network in zip(inputs, (fast, exact), strict=True)
+    ]
+    for found, wanted in [outputs, *zip(*gradients, strict=True)]:
+        assert found.shape == wanted.shape and relative_error(found.detach(), wanted.detach()) < 1e-5
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_last_batch_norm_gets_its_gradient_in_the_maps_own_format(memory_format):
+    network, seen = new_state(TINY, CPU, "off", memory_format).network, []
+    network.blocks[-1][-1].register_full_backward_pre_hook(lambda _, gradients: seen.extend(gradients))
+    backward(network, torch.randn(4, 3, 32, 32).contiguous(memory_format=memory_format))
+    assert seen[0].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "kernel_size", "memory_format", "compiled"),
+    [
+        ((9, 0), True, 9, "channel_major", True),
+        ((12, 0), True, 7, "channel_major", True),
+        ((8, 0), True, 5, "channels_last", True),
+        ((9, 0), True, 11, "contiguous", False),  # the kernels end at 9
+        ((9, 0), False, 7, "channels_last", False),
+        ((7, 5), True, 9, "contiguous", False),
+    ],
+)
+def test_what_is_known_of_gpus(capability, has_triton, kernel_size, memory_format, compiled):
+    machine = Machine("cuda", capability=capability, has_triton=has_triton)
+    assert known_layout(machine, kernel_size) == Layout(memory_format, compiled)
+
+
+@pytest.mark.parametrize(
+    ("amp", "asked", "compile", "chosen"),
+    [
+        ("bf16", "auto", "auto", Layout("channel_major", True)),
+        ("bf16", "auto", "off", Layout("channel_major", False)),
+        ("bf16", "contiguous", "auto", Layout("contiguous", False)),  # nobody knows what compiling does there
+        ("bf16", "contiguous", "on", Layout("contiguous", True)),
+        ("off", "auto", "auto", Layout("contiguous", False)),  # in float32 a GPU measures, too
+    ],
+)
+def test_what_is_asked_for_wins(amp, asked, compile, chosen, monkeypatch):
+    monkeypatch.setattr(layout, "look", lambda *_: Machine("cuda", capability=(9, 0), has_triton=True))
+    monkeypatch.setattr(layout, "measure_formats", lambda *_: {"channels_last": 2.0, "contiguous": 1.0})
+    recipe = dataclasses.replace(RECIPES["imagenet_1536_20"], memory_format=asked)
+    assert choose_layout(recipe, amp, torch.device("cuda"), compile) == chosen
+
+
+def test_a_resumed_run_keeps_what_auto_stood_for():
+    stored = {"memory_format": "channel_major", "compiled": True}
+    assert agree_on_layout(TINY, "auto", "off", World(CPU), stored) == Layout("channel_major", True)
+    asked = dataclasses.replace(TINY, memory_format="contiguous")
+    assert agree_on_layout(asked, "off", "off", World(CPU), stored) == Layout("contiguous", False)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_cannot_be_compiled_still_trains(works, monkeypatch, recwarn):
+    from torch._inductor import compile_fx
+
+    def compile_nothing(graph, inputs, config_patches):
+        if not works:
+            raise RuntimeError("no compiler\nand much more")
+        assert config_patches == {"layout_optimization": False}
+        return graph.forward
+
+    monkeypatch.setattr(compile_fx, "compile_fx", compile_nothing)
+    torch.compiler.reset()
+    state = new_state(TINY, CPU, "off")
+    forward, x = wrap(state, TINY, World(CPU), Layout("contiguous", True)), torch.randn(2, 3, 8, 8)
+    assert torch.allclose(backward(forward, x), state.network(x), atol=1e-5)
+    lines = {str(each.message) for each in recwarn if "torch.compile failed" in str(each.message)}
+    assert lines == (set() if works else {"torch.compile failed (no compiler); the network runs as it is, and slower"})
