@@ -9,26 +9,26 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
+import threading
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from file_server import FileServer, Resource
 from PIL import Image
 
 from convmixer import Checkpoint, Classifier, ConvMixer, ConvMixerConfig, Preprocessing, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-COGS_FOLDER = Path("/tmp/coglet/predictions")  # where Cog keeps what is too large for its sockets; it is not TMPDIR
 CLASSES = 150  # more than the 100 that can be asked for
-PATIENCE = 60  # seconds; the machine may be busy with something else
+PATIENCE = 120  # seconds; the machine may be busy with something else
 
 
 def encoded(picture: Image.Image, format: str = "PNG") -> bytes:
@@ -43,16 +43,6 @@ def data_uri(content: bytes, mime: str = "image/png") -> str:
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG of this size as far as its header says, with hardly any pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
 PICTURE = encoded(noise(90, 70))
@@ -77,6 +67,25 @@ def write_weights(path: Path) -> None:
     save_checkpoint(path, Checkpoint("random", config, network.state_dict(), labels, preprocessing, {}, {}))
 
 
+def expect(output: dict, classifier: Classifier, picture: bytes, top_k: int = 5, heatmap: bool = False) -> None:
+    """``output`` is what the classifier says about ``picture``."""
+    expected = [asdict(prediction) for prediction in classifier.classify(picture, top_k)]
+    assert output["model"] == classifier.name
+    assert len(output["predictions"]) == top_k
+    for found, wanted in zip(output["predictions"], expected, strict=True):
+        assert found == wanted | {"score": pytest.approx(wanted["score"], abs=1e-5)}
+    assert bool(output["heatmap"]) == heatmap
+    if heatmap:  # the server's threads may round a sum differently: by one of 256 steps at most
+        prefix, drawn = opened(output["heatmap"])
+        difference = np.asarray(drawn).astype(int) - np.asarray(classifier.heatmap(picture).overlay())
+        assert prefix == "data:image/png;base64" and abs(difference).max() <= 1
+
+
+def opened(uri: str) -> tuple[str, Image.Image]:
+    prefix, content = uri.split(",")
+    return prefix, Image.open(io.BytesIO(base64.b64decode(content)))
+
+
 class Server:
     """`python -m serving` with ``arguments``, started in another folder; weights and temporary files are in ``folder``.
 
@@ -95,23 +104,17 @@ class Server:
             self.port = probe.getsockname()[1]
         environment = os.environ | environment
         environment |= {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
+            "PYTHONPATH": str(ROOT),
             "COG_WEIGHTS": weights.name,
             "CONVMIXER_CACHE": "cache",
             "TMPDIR": str(self.temporary),
             "https_proxy": "http://127.0.0.1:9",  # nothing can be downloaded, whether there is a network or not
             "no_proxy": "127.0.0.1,127.0.0.2",
         }
-        self.started = time.time()
+        command = [sys.executable, "-m", "serving", "--host", host, "--port", str(self.port), *map(str, arguments)]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "serving", "--host", host, "--port", str(self.port), *map(str, arguments)],
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            options = {"stdout": log, "stderr": log, "start_new_session": True}
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, **options)
         try:
             self.wait_for("READY")
         except BaseException:
@@ -134,11 +137,10 @@ class Server:
         except ConnectionError:
             return "DOWN"
 
-    def request(self, method: str, path: str, body: object = None) -> tuple[int, str]:
+    def request(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str]:
         """The status code and the text of one answer, none of which may give away anything about the server."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
-        content = body if isinstance(body, bytes) else json.dumps(body)
-        connection.request(method, path, content, {"Content-Type": "application/json"})
+        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"} | headers)
         with contextlib.closing(connection), connection.getresponse() as response:
             text = response.read().decode()
         words = re.sub(r"base64,[\w+/=]+", "", text)  # in a picture's code, anything may turn up
@@ -146,11 +148,11 @@ class Server:
             assert secret not in words
         return response.status, text
 
-    def send(self, body: object, method: str = "POST", path: str = "/predictions") -> tuple[int, str]:
+    def send(self, body: object, method: str = "POST", path: str = "/predictions", **headers: str) -> tuple[int, str]:
         """`request` for a prediction. Cog has no queue: a client that is told so comes back."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            status, text = self.request(method, path, body)
+            status, text = self.request(method, path, body, **headers)
             if status != 409 or time.monotonic() > deadline:
                 return status, text
             time.sleep(0.01)
@@ -167,13 +169,21 @@ class Server:
         assert answer["status"] == "succeeded", answer
         return answer["output"]
 
-    def expect(self, output: dict, picture: bytes, top_k: int = 5) -> None:
-        """``output`` is what the classifier says about ``picture``."""
-        expected = [asdict(prediction) for prediction in self.classifier.classify(picture, top_k)]
-        assert output["model"] == "random"
-        assert len(output["predictions"]) == top_k
-        for found, wanted in zip(output["predictions"], expected, strict=True):
-            assert found == wanted | {"score": pytest.approx(wanted["score"], abs=1e-5)}
+    def is_well(self) -> None:
+        """It takes requests, and has left nothing behind."""
+        self.wait_for("READY")
+        expect(self.output(image=GOOD), self.classifier, PICTURE)
+        assert [path for path in self.temporary.rglob("*") if path.is_file()] == []
 
-    def files(self) -> list[Path]:
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
+    @contextlib.contextmanager
+    def under_way(self, web: FileServer, requests: int = 1, **inputs) -> Iterator[list[Future]]:
+        """While so many requests are under way: PICTURE arrives after that. Gives what will be their answers."""
+        web.resources["/held.png"] = Resource(PICTURE, pause=threading.Event())
+        before = len(web.requests)
+        with ThreadPoolExecutor(requests) as pool:
+            answers = [pool.submit(self.predict, image=web.url("/held.png"), **inputs) for _ in range(requests)]
+            try:
+                wait_until(lambda: len(web.requests) == before + requests)
+                yield answers
+            finally:
+                web.resources["/held.png"].pause.set()

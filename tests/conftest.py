@@ -155,3 +155,29 @@ def python():
         return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory):
+    """Cog's own server with six slots, for all tests that leave it as it was."""
+    from cog_server import Server
+
+    server = Server(tmp_path_factory.mktemp("server"), "--slots", 6)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def cog(running):
+    """The running server, which must answer well after each test, whatever happened in it."""
+    yield running
+    running.is_well()
+
+
+@pytest.fixture
+def web():
+    """A web server on this machine, without a file."""
+    from file_server import FileServer
+
+    with FileServer() as web:
+        yield web
