@@ -47,7 +47,8 @@ def test_what_waits_goes_together(most, requests, batches):
         batcher = Batcher(device.run, most)
         tasks = await asked(device, batcher, requests)
         device.free.set()
-        for (model, item), answer in zip(requests, (await asyncio.gather(*tasks, return_exceptions=True))[1:]):
+        _, *answers = await asyncio.gather(*tasks, return_exceptions=True)
+        for (model, item), answer in zip(requests, answers, strict=True):
             assert answer == 3 * item + model if item > 0 else str(answer) == f"a batch with {item}"
         assert device.batches == [[0], *batches]
         assert await batcher.submit(0, 7) == 21 and device.batches[-1] == [7]  # nobody waits for company
