@@ -1,34 +1,31 @@
 """predict.py in this process, without a server."""
 
 import asyncio
-import base64
-import io
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 
-import numpy as np
 import pytest
-from cog_server import GOOD, PATIENCE, data_uri, encoded, noise
+from cog_server import GOOD, PATIENCE, data_uri, encoded, expect, noise, write_weights
 from PIL import Image
 
 import predict
 from convmixer import Classifier, zoo
+from convmixer.cpu import kernel
 from convmixer.weights import CheckpointError
 from serving import RequestError, models, watcher
 
+NAMED = "convmixer_768_32"
+
 
 @pytest.fixture
-def weights(monkeypatch, random_checkpoint):
-    path = random_checkpoint()
-    monkeypatch.setenv("COG_WEIGHTS", str(path))
+def predictor(monkeypatch, tmp_path) -> Iterator[predict.Predictor]:
+    write_weights(tmp_path / "model.safetensors")
+    monkeypatch.setenv("COG_WEIGHTS", str(tmp_path / "model.safetensors"))
+    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path))
+    monkeypatch.setenv("COG_MAX_CONCURRENCY", "3")
     monkeypatch.delenv("CONVMIXER_DOWNLOAD", raising=False)
-    monkeypatch.setenv("CONVMIXER_CACHE", str(path.parent / "cache"))
-    return path
-
-
-@pytest.fixture
-def predictor(weights) -> Iterator[predict.Predictor]:
     predictor = predict.Predictor()
     predictor.setup()
     yield predictor
@@ -39,54 +36,35 @@ def ask(predictor: predict.Predictor, image: str = GOOD, model="auto", top_k=5, 
     return predictor.run(image=image, model=model, top_k=top_k, heatmap=heatmap)
 
 
-def test_setup_without_the_weights_that_cog_weights_names(monkeypatch, tmp_path):
+def test_setup_says_in_one_line_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("COG_WEIGHTS", str(tmp_path / "gone.safetensors"))
-    predictor = predict.Predictor()
-    with pytest.raises(CheckpointError, match="COG_WEIGHTS"):
-        predictor.setup()
-    predictor.decoder.close()
-
-
-def test_setup_where_cog_could_not_write_gets_one_line(monkeypatch, tmp_path):
-    """As in a container with --read-only and no --tmpfs."""
-    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"^the file that COG_WEIGHTS names is not there.*$"):
+        predict.Predictor().setup()
+    (tmp_path / "file").touch()  # as in a container with --read-only and no --tmpfs
     monkeypatch.setattr(predict, "check_folder", lambda: watcher.check_folder(str(tmp_path / "file" / "predictions")))
     with pytest.raises(OSError, match=r"^Cog needs the folder .* --tmpfs /tmp$"):
         predict.Predictor().setup()
 
 
-def test_the_first_model_is_warm_for_as_many_as_there_are_slots(monkeypatch, weights):
-    events = []
+def test_auto_is_one_model_with_its_name_warm_for_all_slots_and_told_once_to_be_slow(predictor, monkeypatch, caplog):
+    def load(*_):
+        raise kernel.KernelError("there is none today")
 
-    class Recorder(Classifier):
-        def warm_up(self, batch=1):
-            events.append(batch)
-            super().warm_up(batch)
-
-    monkeypatch.setattr(models, "Classifier", Recorder)
-    models.Models(together=3)
-    assert events == [3]
-
-
-def test_auto_and_the_name_of_what_it_is_are_one_model(monkeypatch, weights):
-    monkeypatch.setattr(zoo, "resolve", lambda model: ("convmixer_768_32", weights))
-
-    async def check():
-        found = models.Models(1)
-        assert await found.get("auto") is await found.get("convmixer_768_32")
-
-    asyncio.run(check())
-
-
-@pytest.mark.parametrize("name", ["resnet50", "convmixer_768_32.safetensors", "/etc/passwd", "", None])
-def test_no_file_is_opened_by_the_name_of_a_model(weights, name):
-    with pytest.raises(RequestError, match=r"choose one of auto, convmixer_1536_20, "):
-        asyncio.run(models.Models(1).get(name))
+    warmed, path = [], zoo.resolve("auto")[1]
+    monkeypatch.setattr(kernel, "load", load)
+    monkeypatch.setattr(Classifier, "warm_up", lambda self, batch=1: warmed.append(batch))
+    monkeypatch.setattr(zoo, "resolve", lambda model: (NAMED, path))
+    predictor.models = models.Models(together=3)
+    outputs = [asyncio.run(ask(predictor, model=name)) for name in ("auto", NAMED)]
+    assert [output.engine for output in outputs] == ["numpy", "numpy"]
+    assert warmed == [3]
+    assert caplog.text.count("there is none today") == 1
 
 
 def test_requests_that_come_together_share_the_network(predictor):
+    """And a heat map changes no score, though a large JPEG is read at more of its sides to be shown."""
     classifier = asyncio.run(predictor.models.get("auto"))
-    shared, run = [], classifier.engine.run
+    shared, run, release = [], classifier.engine.run, threading.Event()
 
     def recorded(batch, stages=0):
         shared.append(len(batch))
@@ -94,100 +72,74 @@ def test_requests_that_come_together_share_the_network(predictor):
         return run(batch, stages)
 
     classifier.engine.run = recorded
-    release = threading.Event()
-    pictures = [encoded(noise(60, 50, seed=seed)) for seed in range(12)]
+    large = encoded(noise(40, 30).resize((1600, 1200), Image.Resampling.BICUBIC), "JPEG")
+    wanted = [(encoded(noise(60, 50, seed)), 1 + seed, seed == 2) for seed in range(4)] + [(large, 5, True)]
 
     async def ask_all() -> list[predict.Output]:
-        asked = [
-            asyncio.create_task(ask(predictor, data_uri(picture), "auto", 1 + index % 3, index % 4 == 0))
-            for index, picture in enumerate(pictures)
-        ]
-        while len(predictor.batcher._waiting) < 11:  # while the first is on the device
+        asked = [asyncio.create_task(ask(predictor, data_uri(each[0]), "auto", *each[1:])) for each in wanted]
+        while len(predictor.batcher._waiting) < 4:  # while the first is on the device
             await asyncio.sleep(0.001)
         release.set()
         return await asyncio.gather(*asked)
 
     outputs = asyncio.run(ask_all())
-    assert shared == [1, 11]
-    classifier.engine.run = run
-    for index, (output, picture) in enumerate(zip(outputs, pictures, strict=True)):
-        expected = classifier.classify(picture, 1 + index % 3)
-        assert [each.label for each in output.predictions] == [each.label for each in expected]
-        assert [each.score for each in output.predictions] == pytest.approx([each.score for each in expected])
-        assert (output.heatmap is not None) == (index % 4 == 0)
-        if output.heatmap:
-            drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(output.heatmap.split(",")[1])))).astype(int)
-            assert abs(drawn - np.asarray(classifier.heatmap(picture).overlay())).max() <= 1
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_heat_map_does_not_change_the_scores(predictor, seed):
-    """A large JPEG is read at a fraction of its sides for the network, and at more of them to be shown."""
-    picture = data_uri(encoded(noise(40, 30, seed).resize((1600, 1200), Image.Resampling.BICUBIC), "JPEG"))
-
-    async def check():
-        plain, drawn = [await ask(predictor, picture, heatmap=heatmap) for heatmap in (False, True)]
-        assert drawn.predictions == plain.predictions
-
-    asyncio.run(check())
+    assert shared == [1, 4]
+    for output, each in zip(outputs, wanted, strict=True):
+        expect(asdict(output), classifier, *each)
 
 
 # Models that are not there.
 
 
+@pytest.mark.parametrize("name", ["convmixer_768_32.safetensors", "/etc/passwd", None])
+def test_no_file_is_opened_by_the_name_of_a_model(predictor, name):
+    with pytest.raises(RequestError, match=r"choose one of auto, convmixer_1536_20, "):
+        asyncio.run(ask(predictor, model=name))
+
+
 def test_a_download_has_a_deadline_and_its_failure_is_remembered(predictor, monkeypatch, capfd):
     """Nothing answers at the address of the proxy, which takes every connection."""
     monkeypatch.setenv("CONVMIXER_DOWNLOAD", "1")
-    monkeypatch.setattr(models, "DOWNLOAD_SECONDS", 1.0)
+    monkeypatch.setattr(models, "DOWNLOAD_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{silent.getsockname()[1]}")
 
         async def check():
             for _ in range(3):
-                with pytest.raises(RequestError, match="convmixer_768_32 is not on this server"):
-                    await ask(predictor, model="convmixer_768_32")
-            monkeypatch.setattr(models, "REMEMBERED_SECONDS", 0)
+                with pytest.raises(RequestError, match=f"{NAMED} is not on this server"):
+                    await ask(predictor, model=NAMED)
 
         asyncio.run(check())
-    assert capfd.readouterr().err.count("timed out after 1.0 seconds") == 1
+    assert capfd.readouterr().err.count("timed out after 0.5 seconds") == 1
 
 
-def test_a_model_is_loaded_once_for_all_who_wait_for_it(predictor, monkeypatch):
-    monkeypatch.setattr(zoo, "local_path", lambda name: "here")
-    monkeypatch.setattr(models, "REMEMBERED_SECONDS", 0.0)
-    loaded, release = [], threading.Event()
+def test_a_model_is_loaded_once_for_all_who_wait_and_the_log_has_why_it_failed(predictor, monkeypatch, capfd, tmp_path):
+    (tmp_path / f"{NAMED}.safetensors").touch()
+    outcomes, begun, release = [CheckpointError("damaged"), "a classifier"], threading.Event(), threading.Event()
 
     def load(name: str):
-        loaded.append(name)
+        begun.set()
         assert release.wait(PATIENCE)
-        if len(loaded) == 1:
-            raise RequestError("no such luck")
-        return "a classifier"
+        if isinstance(outcome := outcomes.pop(0), Exception):
+            raise outcome
+        return outcome
 
-    monkeypatch.setattr(models, "_load", load)
+    monkeypatch.setattr(models, "Classifier", load)
+    monkeypatch.setattr(models, "REMEMBERED_SECONDS", 0.0)
 
     async def check():
-        get = predictor.models.get
-        for outcome in (RequestError, str):
+        for kind in (RequestError, str):
+            begun.clear()
             release.clear()
-            waiting = [asyncio.create_task(get("convmixer_768_32")) for _ in range(3)]
-            await asyncio.sleep(0.01)
+            waiting = [asyncio.create_task(predictor.models.get(NAMED)) for _ in range(3)]
+            await asyncio.to_thread(begun.wait, PATIENCE)
             waiting[0].cancel()
-            assert isinstance(await get("auto"), Classifier)  # meanwhile
+            assert (await ask(predictor)).model == "random"  # meanwhile
             release.set()
-            first, *others = await asyncio.gather(*waiting, return_exceptions=True)
-            assert isinstance(first, asyncio.CancelledError)
-            assert [type(other) for other in others] == [outcome, outcome]
-            await asyncio.sleep(0.01)  # the failure is forgotten
-        await get("convmixer_768_32")
+            outcome = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(each) for each in outcome] == [asyncio.CancelledError, kind, kind]
+            await asyncio.sleep(0.01)  # a failure is forgotten
+        assert await predictor.models.get(NAMED) == "a classifier" and not outcomes
 
     asyncio.run(check())
-    assert loaded == ["convmixer_768_32"] * 2
-
-
-def test_a_damaged_model_gets_one_line_and_the_log_has_why(predictor, monkeypatch, capfd, tmp_path):
-    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path))
-    (tmp_path / "convmixer_768_32.safetensors").write_bytes(b"no checkpoint")
-    with pytest.raises(RequestError, match="convmixer_768_32 is not on this server"):
-        asyncio.run(ask(predictor, model="convmixer_768_32"))
-    assert "convmixer_768_32.safetensors" in capfd.readouterr().err
+    assert capfd.readouterr().err == f"{NAMED}: damaged\n"
