@@ -73,19 +73,21 @@ def test_requests_that_come_together_share_the_network(predictor):
 
     classifier.engine.run = recorded
     large = encoded(noise(40, 30).resize((1600, 1200), Image.Resampling.BICUBIC), "JPEG")
-    wanted = [(encoded(noise(60, 50, seed)), 1 + seed, seed == 2) for seed in range(4)] + [(large, 5, True)]
+    wanted = [(encoded(noise(60, 50, seed)), 1 + seed, seed == 2) for seed in range(4)] + [(large, 5, False)]
 
     async def ask_all() -> list[predict.Output]:
         asked = [asyncio.create_task(ask(predictor, data_uri(each[0]), "auto", *each[1:])) for each in wanted]
-        while len(predictor.batcher._waiting) < 4:  # while the first is on the device
+        asked.append(asyncio.create_task(ask(predictor, data_uri(large), heatmap=True)))
+        while len(predictor.batcher._waiting) < 5:  # while the first is on the device
             await asyncio.sleep(0.001)
         release.set()
         return await asyncio.gather(*asked)
 
-    outputs = asyncio.run(ask_all())
-    assert shared == [1, 4]
+    *outputs, drawn = asyncio.run(ask_all())
+    assert shared == [1, 5]
     for output, each in zip(outputs, wanted, strict=True):
         expect(asdict(output), classifier, *each)
+    assert drawn.heatmap and drawn.predictions == outputs[-1].predictions
 
 
 # Models that are not there.
