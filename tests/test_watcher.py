@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cog_server import PATIENCE, ROOT, wait_until
@@ -16,15 +15,13 @@ from processes import children
 
 from serving import watcher
 
+SUPERVISE = """import os, pathlib, sys; from serving.supervisor import supervise
+sys.exit(supervise(["sh", "-c", sys.argv[1]], pathlib.Path(sys.argv[2]), os.environ))"""
+
 
 @contextlib.contextmanager
-def waiting(ignored: str = "") -> Iterator[subprocess.Popen]:
-    """A process that waits for a signal, in the place of the server."""
-    code = "import signal, time; "
-    code += f"signal.signal(signal.{ignored}, signal.SIG_IGN); " if ignored else ""
-    code += "print(flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        process.stdout.readline()
+def started(*command: object, **options) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen([*map(str, command)], cwd=ROOT, text=True, **options) as process:
         try:
             yield process
         finally:
@@ -47,7 +44,7 @@ def test_a_server_that_is_busy_with_nothing_is_ended(monkeypatch, capfd, status,
     reading, writing = os.pipe()
     os.write(writing, said)
     timer = threading.Timer(0.5, os.write, (writing, watcher.LEAVES))  # an orderly end
-    with waiting() as server:
+    with started("sleep", 600) as server:
         if not is_ended:
             timer.start()
         watcher.watch(reading, os.pidfd_open(server.pid), "127.0.0.1", 9, under_way)
@@ -59,7 +56,7 @@ def test_a_server_that_does_not_end_after_its_worker_is_killed(monkeypatch):
     monkeypatch.setattr(watcher, "SECONDS_TO_LEAVE", 0.1)
     reading, writing = os.pipe()
     os.close(writing)
-    with waiting(ignored="SIGINT") as server:
+    with started("sleep", 600, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as server:
         watcher.watch(reading, os.pidfd_open(server.pid), "127.0.0.1", 9)
         assert server.wait(PATIENCE) == -signal.SIGKILL
 
@@ -88,32 +85,20 @@ def test_remains_in_cogs_folder_go_by_age_unless_they_are_anothers(tmp_path, mon
     assert len(list(tmp_path.rglob("spill.json"))) == 2
 
 
-@contextlib.contextmanager
-def supervised(command: str, folder: Path) -> Iterator[subprocess.Popen]:
-    """A process that supervises a shell command in ``folder``."""
-    code = "import os, pathlib, sys; from serving.supervisor import supervise; "
-    code += "sys.exit(supervise(['sh', '-c', sys.argv[1]], pathlib.Path(sys.argv[2]), os.environ))"
-    pipes = {"stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code, command, str(folder)], cwd=ROOT, **pipes) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize(("number", "status"), [("TERM", 7), ("INT", 8)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 7), (signal.SIGINT, 8)])
 def test_a_signal_is_passed_on_and_the_exit_status_given_back(tmp_path, number, status):
     command = "trap 'exit 7' TERM; trap 'exit 8' INT; touch ready; while :; do sleep 0.01; done"
-    with supervised(command, tmp_path) as process:
+    with started(sys.executable, "-c", SUPERVISE, command, tmp_path, stderr=subprocess.PIPE) as process:
         wait_until((tmp_path / "ready").exists)
-        process.send_signal(getattr(signal, f"SIG{number}"))
+        process.send_signal(number)
         assert process.wait(PATIENCE) == status
         assert process.stderr.read() == ""
 
 
 @pytest.mark.parametrize(("end", "words"), [("exit 0", "status 0"), ("kill -9 $$", "SIGKILL")])
 def test_what_ends_by_itself_is_started_again_and_not_during_the_pause_after_a_signal(tmp_path, end, words):
-    with supervised(f"echo >>starts; {end}", tmp_path) as process:
+    command = f"echo >>starts; {end}"
+    with started(sys.executable, "-c", SUPERVISE, command, tmp_path, stderr=subprocess.PIPE) as process:
         first, second = (process.stderr.readline() for _ in range(2))
         process.terminate()  # in the pause of a second
         assert process.wait(PATIENCE) == 0
