@@ -86,8 +86,8 @@ def prepare(tmp_path):
             (commands / name).chmod(0o755)
         environment = {"PATH": str(commands), "CONVMIXER_CACHE": str(tmp_path / "cache"), "WEIGHTS": weights}
         command = ["sh", "serving/prepare.sh", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout, (tmp_path / "log").read_text().splitlines()
+        output = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+        return output, (tmp_path / "log").read_text().splitlines()
 
     return run
 

@@ -3,14 +3,12 @@
 import argparse
 import io
 import json
-import pickle
 import struct
 import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -38,17 +36,17 @@ FORBIDDEN = {
 }
 IMPORTED_LATE = {"torch", "numpy", "encodings", "convmixer", "safetensors", "PIL", "zipfile"}  # by no pickle's word
 WRITING = 0o3 | 0o100 | 0o1000 | 0o2000  # the flags of open() but O_RDONLY: write, create, truncate, append
+SWELLS = b"q\x00h\x00h\x00\x87"  # instructions of a pickle: what is on the stack becomes a tuple of three of it
 _GLOBALS = (
     *("os system", "builtins eval", "__builtin__ exec", "builtins open", "subprocess Popen", "torch.hub load"),
     *("__builtin__ bytearray", "torch FloatTensor", "torch.storage UntypedStorage", "torch._utils _rebuild_tensor_v2"),
     *("numpy.core.multiarray scalar", "argparse Namespace", "collections OrderedDict", "runpy run_path"),
 )
-WORDS = (
+WORDS = (  # of up to 64 bytes: libFuzzer takes no longer ones, and does not say so
     *(f"c{name.replace(' ', chr(10))}\n".encode() for name in _GLOBALS),
-    *(b"J\xff\xff\xff\x7f", b"\x85R", b"q\x00h\x00h\x00\x86" * 40, b"\x85" * 120),
-    *(b"X\x04\0\0\0touc", b"}", b"(", b"u", b"\x81"),
-    *(b"NaN", b"1e999", b"-1", b"4096", b"null", b"[]", b"{}", b"\\u001b", b"\xc2\x85", b'"F64"', b"9" * 400),
-)  # fmt: skip
+    *(b"J\xff\xff\xff\x7f", b"\x85R", SWELLS, SWELLS * 9, b"\x85" * 60, b"X\x04\0\0\0touc", b"}", b"(", b"u", b"\x81"),
+    *(b"NaN", b"1e999", b"-1", b"4096", b"null", b"[]", b"{}", b"\\u001b", b"\xc2\x85", b'"F64"', b"9" * 60),
+)
 
 
 def tensors(kind: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -58,9 +56,10 @@ def tensors(kind: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     return {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
-def description() -> dict:
+def ours(**changes: object) -> bytes:
+    """Our own file, with these changes to its description."""
     preprocessing = {"size": 8, "resize": 8, "crop_pct": 1.0, "interpolation": "bicubic"}
-    return {
+    about = {
         "format_version": 1,
         "name": "tiny",
         "architecture": CONFIG.to_dict(),
@@ -69,11 +68,7 @@ def description() -> dict:
         "training": {"seed": 0},
         "accuracy": {"top1": 33.3},
     }
-
-
-def ours(about: dict) -> bytes:
-    """Our own file, with this description."""
-    return safetensors.torch.save(tensors(), {"convmixer": json.dumps(about)})
+    return safetensors.torch.save(tensors(), {"convmixer": json.dumps(about | changes)})
 
 
 class _Runs:
@@ -90,16 +85,43 @@ def saved(content: object, zipped: bool) -> bytes:
     return stream.getvalue()
 
 
+def archive(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
+    return repacked({f"archive/{name}": content for name, content in members.items()}, compression)
+
+
+def repacked(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, member in members.items():
+            archive.writestr(zipfile.ZipInfo(name), member, compression)
+    return stream.getvalue()
+
+
+def pickled(instructions: bytes) -> bytes:
+    return archive(**{"data.pkl": b"\x80\x02" + instructions + b".", "version": b"3"})
+
+
+WORST = [  # and what is said of them
+    (pickled(b"})" + b"\x85" * 300_000 + b"K\x01s"), "nested too deep"),  # a key; its hash would overrun the stack
+    (pickled(b"}K\x01" + 21 * SWELLS + b"K\x01s"), "refers to itself too often"),  # likewise, for minutes
+    (pickled(b"]q\x00h\x00a"), "filled after it was used"),
+    (pickled(b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "bytearray"),
+    (pickled(b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R"), "FloatTensor"),
+    (archive(zipfile.ZIP_DEFLATED, **{"data.pkl": bytes(10**7)}), "compressed archive"),
+    (archive(**{"data.pkl": b"\x80\x02}.", "version": b"3", "byteorder": b"\x1b[31m\0"}), "type: ?[31m?"),
+]
+
+
 @cache
 def seeds() -> list[bytes]:
-    """Valid files of every kind that is read, and two that must be refused."""
+    """Valid files of every kind that is read, two that would run code, and the worst ones."""
     training = {"epoch": 3, "arch": "convmixer", "state_dict": OrderedDict(tensors()), "metric": np.float64(0.5)}
     training["args"] = argparse.Namespace(lr=0.1, img_size=8, mean=[0.5], model_kwargs={"act_layer": "gelu"})
     wrapped = {"model": {f"module.{name}": tensor for name, tensor in tensors(torch.float64).items()}}
     contents = (tensors(), training, wrapped, training | {"extra": _Runs()})
-    pickled = [saved(content, zipped) for content in contents for zipped in (True, False)]
+    pickles = [saved(content, zipped) for content in contents for zipped in (True, False)]
     bare = [safetensors.torch.save(tensors(kind)) for kind in (torch.float16, torch.bfloat16)]
-    return [ours(description()), *bare, *pickled, pickle.dumps({"x": [1, ("a", None)]}, protocol=2)]
+    return [ours(), *bare, *pickles, *(content for content, _ in WORST)]
 
 
 def mutate(content: bytes, random: Random, havoc: Callable[[bytes], bytes]) -> bytes:
@@ -123,21 +145,17 @@ def mutate(content: bytes, random: Random, havoc: Callable[[bytes], bytes]) -> b
     return havoc(content)
 
 
-def repacked(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compression) as archive:
-        for name, member in members.items():
-            archive.writestr(zipfile.ZipInfo(name), member, compression)
-    return stream.getvalue()
-
-
 def check(content: bytes) -> str:
     """Raises AssertionError if reading ``content`` breaks a promise; says what became of it."""
+    global _heard
     path = Path(_folder().name, "model.bin")
     path.write_bytes(content)
-    with _watching() as heard:
+    _heard = []
+    try:
         outcome = _read(path)
-    assert not heard, f"reading it did this: {heard[0]}"
+        assert not _heard, f"reading it did this: {_heard[0]}"
+    finally:
+        _heard = None
     assert [*path.parent.iterdir()] == [path] and path.read_bytes() == content, "files have changed"
     return outcome
 
@@ -166,7 +184,7 @@ def _read(path: Path) -> str:
 @cache
 def _folder() -> tempfile.TemporaryDirectory:
     folder = tempfile.TemporaryDirectory(prefix="convmixer-fuzz-")
-    for seed in seeds():  # whatever is loaded or written once is there afterwards
+    for seed in seeds()[: -len(WORST)]:  # whatever is loaded or written once is there afterwards
         path = Path(folder.name, "model.bin")
         path.write_bytes(seed)
         _read(path)
@@ -174,18 +192,7 @@ def _folder() -> tempfile.TemporaryDirectory:
     return folder
 
 
-_heard: list[str] | None = None
-
-
-@contextmanager
-def _watching() -> Iterator[list[str]]:
-    """What happens meanwhile that must not."""
-    global _heard
-    _heard = []
-    try:
-        yield _heard
-    finally:
-        _heard = None
+_heard: list[str] | None = None  # what happens meanwhile that must not
 
 
 def _hear(event: str, arguments: tuple) -> None:
