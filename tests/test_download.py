@@ -17,7 +17,7 @@ from convmixer import download
 from convmixer.download import DownloadError, fetch, terminal_progress
 
 BODY = random.Random(0).randbytes(700_000)
-FETCH = "import sys; from pathlib import Path; from convmixer.download import fetch; fetch(sys.argv[1], Path(sys.argv[2]))"
+FETCH = "import sys, pathlib, convmixer.download as d; d.fetch(sys.argv[1], pathlib.Path(sys.argv[2]))"
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_disk_that_takes_no_more(server, destination, tmp_path):
     before = limits.getrlimit(limits.RLIMIT_FSIZE)
     limits.setrlimit(limits.RLIMIT_FSIZE, (699_999, before[1]))
     try:
-        with pytest.raises(DownloadError, match="/model: cannot write to .*: File too large$"):
+        with pytest.raises(DownloadError, match=r"/model: cannot write to .*: File too large$"):
             fetch(server.url("/model"), destination)
     finally:
         limits.setrlimit(limits.RLIMIT_FSIZE, before)

@@ -1,7 +1,7 @@
 """Models of the Hugging Face Hub: fetched from a server that speaks its protocol, and found in its cache."""
 
 import json
-import os
+import runpy
 
 import hub_server
 import pytest
@@ -48,7 +48,7 @@ def published():
 # As users have it: processes of their own
 
 
-def test_the_command_downloads_from_the_hub_once(server, published, python, tmp_path):
+def test_the_command_downloads_once_and_then_works_offline(server, published, python, tmp_path):
     server.add(NAMED, model=published)
     command, environment = ("-m", "convmixer", "download", "convmixer_768_32"), server.environment(tmp_path)
     first = python(*command, env=environment)
@@ -61,32 +61,21 @@ def test_the_command_downloads_from_the_hub_once(server, published, python, tmp_
     second = python(*command, env=environment)
     assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")
     assert server.requests == before
-    listed = python("-m", "convmixer", "models", "--json", env=environment).stdout.splitlines()
-    assert str(path) in [json.loads(line)["path"] for line in listed]
+    fetch_as_timm = "import timm; timm.create_model('convmixer_768_32', pretrained=True)"
+    assert python("-c", fetch_as_timm, env=environment).returncode == 0
+    assert [path for path, _ in server.requests[len(before) :] if path.endswith(".safetensors")] == []  # one cache
+    command = ("-m", "convmixer", "classify", "--sample", "--json", "--engine", "numpy")
+    answered = python(*command, env=environment | {"HF_HUB_OFFLINE": "1"})
+    assert (json.loads(answered.stdout)["model"], answered.stderr) == ("convmixer_768_32", "")
 
 
-def test_what_timm_has_fetched_is_used_offline(server, published, python, tmp_path, picture):
-    server.add(NAMED, model=published)
-    environment = server.environment(tmp_path / "home")
-    code = "import timm; timm.create_model('convmixer_768_32', pretrained=True)"
-    fetched = python("-c", code, env=environment)
-    assert fetched.returncode == 0, fetched
-    server.resources.clear()
-    server.requests.clear()
-    server.heads.clear()
-    picture().save(tmp_path / "a.png")
-    for named in ((), ("--model", "convmixer_768_32")):  # it is also the best one that is here: "auto"
-        command = ("-m", "convmixer", "classify", tmp_path / "a.png", "--json", "--engine", "numpy", *named)
-        answered = python(*command, env=environment | {"HF_HUB_OFFLINE": "1"})
-        assert answered.returncode == 0, answered
-        assert (json.loads(answered.stdout)["model"], answered.stderr) == ("convmixer_768_32", "")
-    assert server.requests == [] and server.heads == []
-
-
-def test_looking_for_models_imports_no_huggingface_hub(python):
-    code = "import sys; from convmixer import Classifier, zoo; zoo.list_models(); Classifier(engine='numpy')"
-    code += "; print({'huggingface_hub', 'httpx2', 'tqdm', 'urllib.request'} & set(sys.modules))"
-    assert python("-c", code).stdout == "set()\n"
+def test_offline_says_so_and_looking_for_models_imports_nothing(server, python, tmp_path):
+    code = "import sys; from convmixer import zoo, __main__; zoo.list_models(); zoo.load()"
+    code += "; print({'huggingface_hub', 'httpx2', 'tqdm', 'urllib.request'} & set(sys.modules)); __main__.main()"
+    environment = server.environment(tmp_path) | {"HF_HUB_OFFLINE": "1"}
+    refused = python("-c", code, "classify", "--sample", "--model", f"hf:{REPO}", env=environment)
+    assert refused.stdout == "set()\n" and "offline mode is enabled" in refused.stderr
+    assert refused.stderr.count("\n") == 1 and "into a folder by hand" in refused.stderr
 
 
 # hf:USER/NAME
@@ -102,49 +91,31 @@ def test_a_repository_by_its_name(server, home, weights, picture):
     server.heads.clear()
     name, path = zoo.resolve(f"hf:{REPO}")
     assert name == f"hf:{REPO}" and path == hub.cached(REPO, hub.WEIGHTS) and path.with_name("config.json").is_file()
-    assert server.requests == [] and server.heads == []  # it is here, and nobody asked for a newer one
-    assert zoo.load(path.parent).name == "random"  # the folder, which is one that timm's files lie in
+    assert server.requests == server.heads == []  # it is here, and nobody asked for a newer one
+    path.with_name("config.json").unlink()
+    assert zoo.resolve(f"hf:{REPO}")[1].with_name("config.json").is_file()
 
 
-def test_download_asks_for_the_newest(server, home, weights, random_checkpoint):
-    server.add(REPO, model=weights)
-    old = zoo.download(f"hf:{REPO}")
-    newer = random_checkpoint(seed=1, classes=3).read_bytes()
-    server.add(REPO, model=newer)
-    assert zoo.download(f"hf:{REPO}").read_bytes() == newer and zoo.resolve(f"hf:{REPO}")[1].read_bytes() == newer
-    assert zoo.resolve(f"hf:{REPO}@{old.parent.name}")[1] == old
-
-
-def test_a_connection_that_was_cut_is_no_end(server, home, weights, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    server.add(REPO, model=weights)["model"].cuts = [1000, 2000]
-    assert zoo.download(f"hf:{REPO}").read_bytes() == weights
-
-
-def test_a_revision_is_a_branch_a_tag_or_a_commit(server, home, weights, random_checkpoint):
-    other = random_checkpoint(seed=1, classes=3).read_bytes()
-    server.add(REPO, model=weights)
+def test_download_asks_for_the_newest_and_a_revision_is_a_branch_a_tag_or_a_commit(server, home, random_checkpoint):
+    one, two, other = (random_checkpoint(seed, classes=3).read_bytes() for seed in range(3))
+    server.add(REPO, model=one)
     server.add(REPO, "v2", model=other)
+    first = zoo.download(f"hf:{REPO}")
+    server.add(REPO, model=two)
+    assert zoo.download(f"hf:{REPO}").read_bytes() == zoo.resolve(f"hf:{REPO}")[1].read_bytes() == two
+    assert zoo.resolve(f"hf:{REPO}@{first.parent.name}")[1].read_bytes() == one
     assert zoo.resolve(f"hf:{REPO}@v2")[1].read_bytes() == other
-    commit = hub.cached(REPO, hub.WEIGHTS, "v2").parent.name
-    assert zoo.resolve(f"hf:{REPO}@{commit}")[1] == hub.cached(REPO, hub.WEIGHTS, "v2")
     with pytest.raises(DownloadError, match=r"hf:ada/flowers: it has no revision 'v3'; or put its config.json and"):
         zoo.load(f"hf:{REPO}@v3")
 
 
-def test_timms_config_comes_with_the_weights(server, home, tmp_path, weights):
-    tensors = safetensors.torch.load(weights)
+def test_a_connection_that_was_cut_is_no_end_and_timms_config_comes_along(server, home, weights, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    bare = safetensors.torch.save(safetensors.torch.load(weights))
     config = {"architecture": "mine", "label_names": ["a", "b", "c"], "pretrained_cfg": {"input_size": [3, 48, 48]}}
-    server.add(REPO, model=safetensors.torch.save(tensors), config=json.dumps(config).encode())
+    server.add(REPO, model=bare, config=json.dumps(config).encode())["model"].cuts = [1000, 2000]
     checkpoint = zoo.load(f"hf:{REPO}")
     assert (checkpoint.labels, checkpoint.preprocessing.size) == (("a", "b", "c"), 48)
-
-
-def test_weights_that_came_without_their_config_are_completed(server, home, weights):
-    server.add(REPO, model=weights, config=b"{}")
-    path = zoo.download(f"hf:{REPO}")
-    os.unlink(path.with_name("config.json"))
-    assert zoo.resolve(f"hf:{REPO}")[1].with_name("config.json").is_file()
 
 
 def test_a_private_repository_needs_a_token(server, home, weights, monkeypatch):
@@ -156,39 +127,28 @@ def test_a_private_repository_needs_a_token(server, home, weights, monkeypatch):
     assert zoo.load(f"hf:{REPO}").name == f"hf:{REPO}"
 
 
-def test_offline_says_so_and_what_is_here_is_used(server, home, weights, python):
-    server.add(REPO, model=weights)
-    environment = server.environment(home) | {"HF_HUB_OFFLINE": "1"}
-    command = ("-m", "convmixer", "classify", "--sample", "--engine", "numpy", "--model", f"hf:{REPO}")
-    refused = python(*command, env=environment)
-    assert refused.returncode == 2 and "offline mode is enabled" in refused.stderr, refused
-    assert refused.stderr.count("\n") == 1 and "into a folder by hand" in refused.stderr
-    zoo.download(f"hf:{REPO}")
-    answered = python(*command, env=environment)
-    assert (answered.returncode, answered.stderr) == (0, ""), answered
-    assert f"(hf:{REPO})" in answered.stdout
+def test_a_repository_without_weights(server, home):
+    server.add(REPO, config=b"{}")
+    line = r"^could not download hf:ada/flowers: it holds no model.safetensors; or put"
+    with pytest.raises(DownloadError, match=line):
+        zoo.load(f"hf:{REPO}")
 
 
-@pytest.mark.parametrize(
-    "name", ["hf:", "hf:flowers", "hf:ada/flowers@", "hf:a/b/c", "hf:ada/x@../../y", "hf:ada/größe"]
-)
+@pytest.mark.parametrize("name", ["hf:flowers", "hf:ada/flowers@", "hf:a/b/c", "hf:ada/x@../../y", "hf:ada/größe"])
 def test_names_that_are_none(name):
     for ask in (zoo.load, zoo.download):
         with pytest.raises(ModelError, match=r"it must be hf:USER/NAME\[@REVISION\]"):
             ask(name)
 
 
-def test_a_repository_without_weights(server, home):
-    server.add(REPO, config=b"{}")
-    with pytest.raises(
-        DownloadError, match=r"^could not download hf:ada/flowers: it holds no model.safetensors; or put"
-    ):
-        zoo.load(f"hf:{REPO}")
+def test_a_damaged_file_in_the_cache_is_fetched_anew(server, home, published):
+    server.add(NAMED, model=published)
+    path = zoo.download("convmixer_768_32")
+    path.write_bytes(published[:1000])
+    assert zoo.download("convmixer_768_32") == path and path.read_bytes() == published
 
 
-# The cache's layout
-
-
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(
     ("variables", "folder"),
     [
@@ -199,23 +159,12 @@ def test_a_repository_without_weights(server, home):
         ({"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "/new"}, "/new"),
     ],
 )
-def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch, python, variables, folder):
+def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch, variables, folder):
     for name in ("XDG_CACHE_HOME", "HF_HOME", "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (variables | {"HOME": "/me"}).items():
         monkeypatch.setenv(name, value)
-    assert str(hub.cache_dir()) == folder
-    assert python("-c", "from huggingface_hub.constants import *; print(HF_HUB_CACHE)").stdout == f"{folder}\n"
-
-
-def test_a_damaged_file_in_the_cache_is_fetched_anew(server, home, published):
-    server.add(NAMED, model=published)
-    path = zoo.download("convmixer_768_32")
-    path.write_bytes(published[:1000])
-    assert zoo.download("convmixer_768_32") == path and path.read_bytes() == published
-
-
-# Progress
+    assert str(hub.cache_dir()) == runpy.run_module("huggingface_hub.constants")["HF_HUB_CACHE"] == folder
 
 
 def test_xet_reports_the_bytes_of_the_file_once():

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 from picture_files import encode, exif, gradient, noise, pixels, refuse
-from PIL import Image, ImageFile
+from PIL import Image
 
 from convmixer.images import load_image
 from convmixer.preprocessing import Preprocessing, resize_and_crop
@@ -20,19 +20,12 @@ def with_jpeg_size(data: bytes, width: int, height: int) -> bytes:
     return data[: start + 5] + struct.pack(">HH", height, width) + data[start + 9 :]
 
 
-def with_scan_of_one_component(data: bytes) -> bytes:
-    """The same JPEG, but its first scan claims to hold the luma only."""
-    start = data.index(b"\xff\xda\x00\x0c\x03")
-    return data[:start] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + data[start + 14 :]
-
-
 @pytest.mark.parametrize(
     ("target_size", "size"),
     [
         (None, (400, 300)),  # the largest that fits
         (25, (100, 75)),  # three times 25
         (26, (200, 150)),
-        (100, (400, 300)),
         (500, (400, 300)),  # less than wanted, but all that fits
     ],
 )
@@ -42,7 +35,7 @@ def test_jpeg_over_the_limit_is_reduced(target_size, size):
     assert reduced.size == size
     error = np.asarray(reduced, dtype=int) - np.asarray(gradient(800, 600).resize(size, Image.Resampling.BOX))
     assert abs(error).max() < 8
-    rotated = encode(gradient(800, 600), "JPEG", exif=exif(6))
+    rotated = encode(gradient(800, 600).convert("CMYK"), "JPEG", exif=exif(6))
     assert load_image(rotated, max_pixels=200_000, target_size=target_size).size == size[::-1]
 
 
@@ -56,42 +49,32 @@ def test_jpeg_within_the_limit_is_reduced_for_who_needs_less(progressive):
     half, quarter, eighth = (400, 300), (200, 150), (100, 75)
     assert sizes == {100: half, 51: half, 50: quarter, 26: quarter, 25: eighth, 1: eighth}
     assert load_image(encode(noise(804, 600), "JPEG"), target_size=1).size == (201, 150)  # an eighth is not whole
-    assert load_image(encode(noise(801, 600), "JPEG"), target_size=1).size == (801, 600)
-    assert load_image(Image.open(io.BytesIO(data)), target_size=1).size == (800, 600)  # the caller's own picture
     assert load_image(encode(noise(800, 600), "PNG"), target_size=1).size == (800, 600)
 
 
 def test_a_reduced_jpeg_looks_the_same_to_the_network(photos):
-    for name in ("dog", "cat", "pizza", "shuttle"):
-        photo = Image.open(photos / f"{name}.jpg").convert("RGB")
-        for sides, size in [((2400, 1600), 224), ((1600, 1064), 32)]:
-            large = photo.resize(sides, Image.Resampling.LANCZOS)
-            data, wanted = encode(large, "JPEG", quality=90), Preprocessing(size)
-            reduced = load_image(data, target_size=wanted.resize)
-            assert reduced.width == large.width / (2 if size == 224 else 8)
-            seen = [np.asarray(resize_and_crop(image, wanted), dtype=int) for image in (load_image(data), reduced)]
-            assert abs(seen[0] - seen[1]).mean() < 0.8  # of 255
+    photo = Image.open(photos / "dog.jpg").convert("RGB")
+    for sides, size, scale in [((2400, 1600), 224, 2), ((1600, 1064), 32, 8)]:
+        data, wanted = encode(photo.resize(sides, Image.Resampling.LANCZOS), "JPEG", quality=90), Preprocessing(size)
+        reduced = load_image(data, target_size=wanted.resize)
+        assert reduced.width == sides[0] / scale
+        seen = [np.asarray(resize_and_crop(image, wanted), dtype=int) for image in (load_image(data), reduced)]
+        assert abs(seen[0] - seen[1]).mean() < 0.8  # of 255
 
 
 def test_large_jpegs_that_stay_refused(no_decoding):
     small = encode(noise(16, 16), "JPEG", subsampling=0)
     assert "65500 x 65500 pixels" in refuse(with_jpeg_size(small, 65500, 65500))  # too large at 1/8 too
-    assert "1000 x 1 pixels" in refuse(with_jpeg_size(small, 1000, 1), max_pixels=200)  # no eighth of one row
-    # These would need memory for all coefficients, at whatever scale.
+    # These would need memory for all coefficients, at whatever scale: more than one scan.
     progressive = encode(noise(16, 16), "JPEG", progressive=True)
-    assert "12000 x 12000 pixels" in refuse(with_jpeg_size(progressive, 12000, 12000))
-    assert "12000 x 12000 pixels" in refuse(with_scan_of_one_component(with_jpeg_size(small, 12000, 12000)))
-
-
-def test_grey_and_cmyk_jpegs_are_reduced():
-    for mode in ("L", "CMYK"):
-        data = encode(gradient(80, 60).convert(mode), "JPEG")
-        assert load_image(data, max_pixels=1200).size == (40, 30)
+    start = small.index(b"\xff\xda\x00\x0c\x03")
+    of_luma = small[:start] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + small[start + 14 :]
+    for data in (progressive, of_luma):
+        assert "12000 x 12000 pixels" in refuse(with_jpeg_size(data, 12000, 12000))
 
 
 def test_phone_pictures_with_more_pictures_behind():
     data = encode(gradient(80, 60), "MPO", save_all=True, append_images=[noise(80, 60)])
-    assert Image.open(io.BytesIO(data)).format == "MPO"
     assert np.array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data))))
     assert load_image(data, max_pixels=1200).size == (40, 30)
     broken = data.replace(b"MPF\0", b"MPF\0\xff", 1)  # shifts the list of pictures, so that it makes no sense
@@ -101,25 +84,13 @@ def test_phone_pictures_with_more_pictures_behind():
 # Files that end too early
 
 
-KINDS_OF_JPEG = {
-    "plain": {},
-    "progressive": {"progressive": True},
-    "restarting": {"restart_marker_blocks": 3},
-    "restarting in rows": {"restart_marker_rows": 1},
-    "exact": {"quality": 95, "subsampling": 0},
-}
-
-
-@pytest.mark.parametrize("kind", KINDS_OF_JPEG)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 95}], ids=str)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_jpeg_without_its_end_is_taken_and_one_without_rows_is_not(kind, mode, tmp_path):
+def test_a_jpeg_without_its_end_is_taken_and_one_without_rows_is_not(options, mode):
     coarse = noise(20, 15).resize((200, 150), Image.Resampling.BICUBIC).convert(mode)
-    data = encode(coarse, "JPEG", **KINDS_OF_JPEG[kind])
-    expected = pixels(data)
-    path = tmp_path / "photo.jpg"
+    data = encode(coarse, "JPEG", **options)
     for cut in (1, 2):
-        path.write_bytes(data[:-cut])
-        assert np.array_equal(pixels(data[:-cut]), expected) and np.array_equal(pixels(path), expected)
+        assert load_image(data[:-cut]) == load_image(data)
         reduced = load_image(data[:-cut], target_size=12)
         assert reduced.size == (100, 75) and reduced == load_image(data, target_size=12)
     begin = data.index(b"\xff\xda") + 20
@@ -134,34 +105,22 @@ def test_a_jpeg_that_lacks_rows_is_taken_on_request():
     assert np.array_equal(found[:64], expected[:64])
     assert (found[-16:, -16:] == 128).all()
     assert "begins like JPEG" in refuse(data[:200], allow_truncated=True)  # nothing of it is there
-    assert load_image(data[: len(data) // 2], target_size=12, allow_truncated=True).size == (100, 75)
-    progressive = encode(coarse, "JPEG", progressive=True)
-    blurred = pixels(progressive[: len(progressive) // 2], allow_truncated=True)
-    assert abs(blurred.astype(int) - expected).mean() < 20
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "PPM"])
 def test_other_pictures_that_lack_rows_are_taken_on_request(format):
-    picture = noise(40, 30)
-    data = encode(picture, format)
+    data = encode(noise(40, 30), format)
     cut, expected = data[: len(data) * 9 // 10], pixels(data)
     assert "damaged or cut short" in refuse(cut)
     found = pixels(cut, allow_truncated=True)
     rows = slice(15, None) if format == "BMP" else slice(15)
-    assert found.shape == expected.shape and np.array_equal(found[rows], expected[rows])
-    assert not np.array_equal(found, expected)
+    assert np.array_equal(found[rows], expected[rows]) and not np.array_equal(found, expected)
 
 
 def test_damage_is_refused_all_the_same():
     data = bytearray(encode(noise(40, 30), "PNG"))
     data[len(data) // 2] ^= 255
-    refuse(data, allow_truncated=True)
+    assert "damaged or cut short" in refuse(data, allow_truncated=True)
     for format in ("WEBP", "TIFF"):  # what their decoders leave cannot be told from the picture
         data = encode(noise(40, 30), format)
         refuse(data[: len(data) * 2 // 3], allow_truncated=True)
-
-
-def test_the_option_leaves_the_settings_of_the_process_alone():
-    data = encode(noise(40, 30), "PNG")
-    load_image(data[: len(data) // 2], allow_truncated=True)
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
