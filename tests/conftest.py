@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,26 +77,37 @@ def call_main(monkeypatch, capsys):
     return call
 
 
-@pytest.fixture
-def random_checkpoint(tmp_path):
-    """A function that writes a checkpoint of a randomly initialised network and gives its path."""
+def write_checkpoint(
+    folder: Path,
+    seed: int = 0,
+    classes: int = 10,
+    dim: int = 16,
+    depth: int = 2,
+    size: int = 32,
+    name: str = "random",
+    activation: str = "gelu",
+) -> Path:
+    """Writes a checkpoint of a randomly initialised network and gives its path."""
     from convmixer.model import ConvMixer, ConvMixerConfig
     from convmixer.preprocessing import Preprocessing
     from convmixer.weights import Checkpoint, save_checkpoint
 
-    def write(seed: int = 0, classes: int = 10, dim: int = 16, depth: int = 2, size: int = 32, name: str = "random"):
-        torch.manual_seed(seed)
-        config = ConvMixerConfig(dim, depth, kernel_size=5, patch_size=2, num_classes=classes)
-        network = ConvMixer(config)
-        with torch.no_grad():  # statistics as after training, so that batch norm is not the identity
-            network.train()(torch.randn(8, 3, size, size))
-        preprocessing = Preprocessing(size, 1.0, "bicubic", (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
-        labels = tuple(f"label {index}" for index in range(classes))
-        path = tmp_path / f"{name}-{seed}.safetensors"
-        save_checkpoint(path, Checkpoint(name, config, network.state_dict(), labels, preprocessing, {}, {}))
-        return path
+    torch.manual_seed(seed)
+    config = ConvMixerConfig(dim, depth, kernel_size=5, patch_size=2, num_classes=classes, activation=activation)
+    network = ConvMixer(config)
+    with torch.no_grad():  # statistics as after training, so that batch norm is not the identity
+        network.train()(torch.randn(8, 3, size, size))
+    preprocessing = Preprocessing(size, 1.0, "bicubic", (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
+    labels = tuple(f"label {index}" for index in range(classes))
+    path = folder / f"{name}-{seed}.safetensors"
+    save_checkpoint(path, Checkpoint(name, config, network.state_dict(), labels, preprocessing, {}, {}))
+    return path
 
-    return write
+
+@pytest.fixture
+def random_checkpoint(tmp_path):
+    """`write_checkpoint` into the test's own folder."""
+    return partial(write_checkpoint, tmp_path)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The job on a Ray cluster of two nodes, one of which is killed in the middle."""
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,8 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 # A cluster in a process of its own: what is left of it goes with that process.
 RUN = """
-import json, sys, threading, time
-from pathlib import Path
+import sys, threading, time
 import ray
 from ray.cluster_utils import Cluster
 from convmixer import cluster as job
@@ -34,19 +34,16 @@ def slowly(self, batch):
 job.Answering.__call__ = slowly
 
 def kill():
-    while not list(Path(output).glob("*.parquet")) and not any(
-        actor["State"] == "ALIVE" for actor in ray._private.state.actors().values()
-    ):
+    while not any(actor["State"] == "ALIVE" for actor in ray._private.state.actors().values()):
         time.sleep(0.1)
     time.sleep(1)
     nodes.remove_node(lost, allow_graceful=False)
-    print("killed", flush=True)
 
 killer = threading.Thread(target=kill)
 killer.start()
 job.classify([pictures], output, model, top_k=2, actors=2)
 killer.join()
-print(json.dumps([node["Alive"] for node in ray.nodes()]), flush=True)
+print(sorted(node["Alive"] for node in ray.nodes()))
 ray.shutdown()
 nodes.shutdown()
 """
@@ -58,14 +55,12 @@ def test_a_lost_node_loses_no_picture_and_doubles_none(tmp_path, random_checkpoi
 
     folder, output, model = tmp_path / "pictures", tmp_path / "answers", random_checkpoint()
     folder.mkdir()
-    for seed in range(60):
+    for seed in range(40):
         picture(seed=seed).save(folder / f"{seed:02}.png")
     (folder / "broken.png").write_bytes(b"no picture")
     command = [sys.executable, "-c", RUN, str(folder), str(output), str(model)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()  # Ray's own among them
-    assert "killed" in lines and {"[true, false]", "[false, true]"} & set(lines)
+    assert done.returncode == 0 and "[False, True]" in done.stdout.splitlines(), done.stderr[-3000:]
     rows = sorted(pyarrow.parquet.read_table(output).to_pylist(), key=lambda row: row["image"])
     assert [row["image"] for row in rows] == sorted(str(path) for path in folder.iterdir())
     *good, broken = rows
@@ -77,6 +72,6 @@ def test_a_lost_node_loses_no_picture_and_doubles_none(tmp_path, random_checkpoi
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path, python):
-    run = python("-m", "convmixer.cluster", tmp_path, "--output", tmp_path / "out")
+    run = python("-m", "convmixer.cluster", tmp_path, "--output", "out", env=os.environ | {"RAY_TMPDIR": str(tmp_path)})
     assert run.returncode == 2 and "Traceback" not in run.stderr
     assert run.stderr.splitlines()[-1].startswith("convmixer.cluster: "), run.stderr
