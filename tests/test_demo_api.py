@@ -1,172 +1,223 @@
-"""The demo's named end points, asked as its developers' tab says."""
+"""What programs ask the demo: its named end points, its snippets, camera frames, previews of links, and tools (MCP)."""
 
+import asyncio
+import base64
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import demo_client
 import gradio as gr
-import httpx
 import numpy as np
 import pytest
 from conftest import ROOT
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+from demo_client import HAS_MCP, SHIPPED, Client, draw, encode, png
 from PIL import Image
 
 from convmixer import Classifier
-from demo import api
-from demo.guard import launch_options
-from demo.models import Models
-from demo.page import LOOKS, build
+from demo import api, guard, live
 
-MODEL = "convmixer_256_8_cifar10"
+served = demo_client.served
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of the real app."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        patch.setenv("CONVMIXER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        page = build(Models([MODEL]), {"plain": Image.new("RGB", (40, 30), "teal")}).queue(max_size=20)
-        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options() | LOOKS)
-        yield url.rstrip("/")
-        page.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def client(server, tmp_path_factory) -> Client:
-    return Client(server, verbose=False, download_files=str(tmp_path_factory.mktemp("answers")))
+@pytest.fixture
+def client(served) -> Client:
+    return served.client
 
 
 @pytest.fixture(scope="module")
 def dog(tmp_path_factory) -> Path:
     """Some picture, called dog.jpg as in the snippets."""
     path = tmp_path_factory.mktemp("pictures") / "dog.jpg"
-    coarse = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC).save(path)
+    draw(1, 160, 120).save(path)
     return path
 
 
-def test_classify_gives_the_classifiers_answer(client, dog):
-    answer = client.predict(handle_file(dog), "auto", 3, api_name="/classify")
-    expected = Classifier(MODEL).classify(dog, 3)
-    assert answer["model"] == MODEL and answer["seconds"] > 0
+def ask(client: Client, end_point: str, path: Path | None, *inputs, route: str = "call"):
+    """The answer, or the text of the error."""
+    image = path and {"path": client.upload(path.name, path.read_bytes())}
+    text = client.ask(end_point, image, *inputs, route=route).text
+    event, data = re.findall(r"event: (\w+)\ndata: (.*)", text)[-1]
+    return json.loads(data)[0] if event == "complete" else json.loads(data)["error"]
+
+
+def test_the_end_points_give_the_classifiers_answers(client, dog):
+    classifier = Classifier(SHIPPED)
+    answer, expected = ask(client, "classify", dog, "auto", 3), classifier.classify(dog, 3)
+    assert answer["model"] == SHIPPED and answer["seconds"] > 0
     assert [(p["label"], p["index"]) for p in answer["predictions"]] == [(p.label, p.index) for p in expected]
     assert [p["score"] for p in answer["predictions"]] == pytest.approx([p.score for p in expected], abs=1e-6)
-
-
-def test_defaults_are_the_default_model_and_five_classes(client, dog):
-    answer = client.predict(handle_file(dog), api_name="/classify")
-    assert answer["model"] == MODEL and len(answer["predictions"]) == 5
-
-
-def test_heatmap_is_the_picture_with_the_evidence_over_it(client, dog):
-    path = client.predict(handle_file(dog), label="ship", api_name="/heatmap")
-    classifier = Classifier(MODEL)
-    expected = classifier.heatmap(dog, classifier.labels.index("ship")).overlay()
-    assert np.array_equal(np.asarray(Image.open(path).convert("RGB")), np.asarray(expected))
-    best = client.predict(handle_file(dog), api_name="/heatmap")
-    assert np.array_equal(np.asarray(Image.open(best).convert("RGB")), np.asarray(classifier.heatmap(dog).overlay()))
-
-
-def test_models_are_those_on_this_machine(client):
-    assert client.predict(api_name="/models") == [MODEL]
+    for label, index in (("ship", classifier.labels.index("ship")), ("", None)):
+        drawn = client.file(ask(client, "heatmap", dog, "auto", label)["path"]).content
+        overlay = classifier.heatmap(dog, index).overlay()
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB")), np.asarray(overlay))
+    assert client.ask("models").value == [SHIPPED]
 
 
 @pytest.mark.parametrize(
-    "end_point, inputs, sentence",
+    ("end_point", "inputs", "sentence"),
     [
-        ("/classify", {"model": "convmixer_768_32"}, "is not on this machine; choose one of convmixer_256_8_cifar10"),
-        ("/classify", {"top_k": 0}, "top_k is 0; it must be a whole number from 1 to 1000"),
-        ("/classify", {"top_k": 10**6}, "top_k is 1000000; it must be"),
-        ("/classify", {"top_k": 2.5}, "top_k is 2.5; it must be"),
-        ("/classify", {"top_k": "many"}, "top_k is 'many'; it must be"),
-        ("/classify", {"top_k": [1]}, r"top_k is \[1\]; it must be"),
-        ("/classify", {"model": None}, "None is not on this machine; choose one of"),
-        ("/heatmap", {"label": "unicorn"}, f"{MODEL} has no class 'unicorn'; it has airplane, automobile, .*truck$"),
+        ("classify", ("convmixer_768_32", 5), "is not on this machine; choose one of convmixer_256_8_cifar10"),
+        ("classify", (None, 5), "None is not on this machine; choose one of"),
+        ("classify", ("auto", 0), "top_k is 0; it must be a whole number from 1 to 1000"),
+        ("classify", ("auto", 10**6), "top_k is 1000000; it must be"),
+        ("classify", ("auto", 2.5), "top_k is 2.5; it must be"),
+        ("classify", ("auto", [1]), r"top_k is \[1\]; it must be"),
+        ("heatmap", ("auto", "unicorn"), f"{SHIPPED} has no class 'unicorn'; it has airplane, automobile, .*truck$"),
     ],
 )
 def test_wrong_inputs_get_one_sentence(client, dog, end_point, inputs, sentence, capfd):
-    with pytest.raises(AppError, match=sentence):
-        client.predict(handle_file(dog), api_name=end_point, **inputs)
+    assert re.search(sentence, ask(client, end_point, dog, *inputs))
     assert capfd.readouterr() == ("", "")  # of the server, which runs in this process
 
 
-@pytest.mark.parametrize("data", [[], ["x", "auto", 5]], ids=["too few", "no file"])
-def test_what_does_not_fit_gets_one_sentence(server, data, capfd):
-    event = httpx.post(f"{server}/gradio_api/call/classify", json={"data": data}).json()["event_id"]
-    answer = httpx.get(f"{server}/gradio_api/call/classify/{event}").text
-    assert "This does not fit; the inputs are image, model, top_k, in this order." in answer
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_broken_picture_and_none_get_one_sentence(client, tmp_path):
+@pytest.mark.parametrize(("end_point", "last"), [("classify", 5), ("heatmap", "")])
+def test_a_broken_picture_and_none_get_one_sentence(client, tmp_path, end_point, last):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    for end_point in ("/classify", "/heatmap"):
-        with pytest.raises(AppError, match=r"broken\.png begins like PNG but is damaged") as caught:
-            client.predict(handle_file(broken), api_name=end_point)
-        assert "/" not in str(caught.value)
-        with pytest.raises(AppError, match="there is no image; upload one first"):
-            client.predict(None, api_name=end_point)
+    sentence = ask(client, end_point, broken, "auto", last)
+    assert sentence.startswith("broken.png begins like PNG but is damaged") and "/" not in sentence
+    assert ask(client, end_point, None, "auto", last) == "there is no image; upload one first"
 
 
-def test_only_the_named_end_points_are_described(server):
-    described = httpx.get(f"{server}/gradio_api/info").json()
+def test_only_the_named_end_points_are_described(client):
+    described = client.http.get("/gradio_api/info").json()
     assert set(described["named_endpoints"]) == {"/classify", "/heatmap", "/models"}
     assert described["unnamed_endpoints"] == {}
-    names = [p["parameter_name"] for p in described["named_endpoints"]["/classify"]["parameters"]]
-    assert names == ["image", "model", "top_k"]
+    parameters = described["named_endpoints"]["/classify"]["parameters"]
+    assert [(p["parameter_name"], p.get("parameter_default")) for p in parameters][1:] == [("model", "auto"), ("top_k", 5)]
 
 
-def test_the_pages_own_functions_keep_problems_from_raw_requests(server):
-    """A made-up event names no example and no model: a sentence in the page's place for problems, and no crash."""
-    config = httpx.get(f"{server}/config").json()
-    choose = next(each for each in config["dependencies"] if each["targets"] and each["targets"][0][1] == "choose")
-    data = [None] * len(choose["inputs"])
-    request = {"data": data, "fn_index": choose["id"], "session_hash": "x", "event_data": {"name": "/etc/passwd"}}
-    assert httpx.post(f"{server}/gradio_api/queue/join", json=request).status_code == 200
-    with httpx.stream("GET", f"{server}/gradio_api/queue/data?session_hash=x", timeout=20) as stream:
-        messages = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
-    (done,) = [message for message in messages if message["msg"] == "process_completed"]
-    assert "passwd" not in json.dumps(done) and "Traceback" not in json.dumps(done)
-
-
-def test_the_python_snippet_runs_as_it_stands(server, dog):
-    code = api.PYTHON.replace(api.PLACE, server)
-    environment = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=dog.parent, capture_output=True, text=True, timeout=100, env=environment
-    )
-    assert run.returncode == 0, run.stderr
-    assert Classifier(MODEL).classify(dog, 1)[0].label in run.stdout and MODEL in run.stdout
-
-
-def test_the_shell_snippet_runs_as_it_stands(server, dog):
-    code = api.CURL.replace(api.PLACE, server)
-    run = subprocess.run(["bash", "-c", code], cwd=dog.parent, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    answer = json.loads(next(line for line in run.stdout.splitlines() if line.startswith("data:"))[5:])[0]
-    assert answer["predictions"][0]["label"] == Classifier(MODEL).classify(dog, 1)[0].label
-
-
-def test_the_javascript_snippet_runs_as_it_stands(server, dog):
+@pytest.mark.parametrize("language", ["Python", "shell", "Node"])
+def test_a_snippet_runs_as_it_stands(client, dog, language):
     """CONVMIXER_NODE_MODULES names a folder in which npm has installed @gradio/client."""
-    folder = Path(os.environ.get("CONVMIXER_NODE_MODULES", ROOT / "node_modules"))
-    if not shutil.which("node") or not (folder / "@gradio" / "client").is_dir():
-        pytest.skip("there is no Node with @gradio/client (CONVMIXER_NODE_MODULES names its node_modules)")
-    (dog.parent / "node_modules").symlink_to(folder)
-    (dog.parent / "ask.mjs").write_text(api.JAVASCRIPT.replace(api.PLACE, server))
-    run = subprocess.run(["node", "ask.mjs"], cwd=dog.parent, capture_output=True, text=True, timeout=60)
-    assert (run.returncode, run.stderr) == (0, "")
-    assert f"label: '{Classifier(MODEL).classify(dog, 1)[0].label}'" in run.stdout.splitlines()[1]
+    modules = Path(os.environ.get("CONVMIXER_NODE_MODULES", ROOT / "node_modules"))
+    if language == "Node":
+        if not shutil.which("node") or not (modules / "@gradio" / "client").is_dir():
+            pytest.skip("there is no Node with @gradio/client (CONVMIXER_NODE_MODULES names its node_modules)")
+        (dog.parent / "node_modules").symlink_to(modules)
+        (dog.parent / "ask.mjs").write_text(api.JAVASCRIPT.replace(api.PLACE, client.url))
+    command = {
+        "Python": [sys.executable, "-c", api.PYTHON.replace(api.PLACE, client.url)],
+        "shell": ["bash", "-c", api.CURL.replace(api.PLACE, client.url)],
+        "Node": ["node", "ask.mjs"],
+    }[language]
+    environment = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"}
+    run = subprocess.run(command, cwd=dog.parent, capture_output=True, text=True, timeout=200, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert Classifier(SHIPPED).classify(dog, 1)[0].label in run.stdout
 
 
 def test_the_version_of_gradio_is_the_pinned_one():
     """The guard and the page's looks lean on how this version works inside."""
-    pins = (Path(api.__file__).parents[1] / "requirements/demo.txt").read_text()
-    assert f"gradio=={gr.__version__}\n" in pins
+    assert f"gradio=={gr.__version__}\n" in (ROOT / "requirements/demo.txt").read_text()
+
+
+# The camera's frames, and links.
+
+
+def test_a_frame_is_answered_or_told_why_not(client):
+    best = Classifier(SHIPPED).classify(png(1), 1)[0].label
+    assert f'<span class="label">{best}</span>' in client.http.post("/live", content=png(1)).json()["bars"]
+    wrong = (("auto", b"", "is empty"), ("nonsense", png(1), "is not on this machine"))
+    for model, frame, words in (*wrong, ("auto", bytes(live.MAX_BYTES + 1), "too large")):
+        answer = client.http.post("/live", params={"model": model}, content=frame).json()
+        assert words in answer["problem"] and answer.keys() == {"problem"}
+    assert client.http.get("/live").status_code == 405
+
+
+def test_a_link_shows_this_page_and_not_gradios(client):
+    html = client.http.get("/").text
+    head = dict(re.findall(r'<meta (?:property|name)="([a-z:]+)" content="([^"]*)"', html))
+    assert head["og:title"].startswith("ConvMixer") and head["twitter:card"] == "summary_large_image"
+    assert "gradio" not in "".join(re.findall('<meta (?:property|name)="(?:og|twitter)[^>]*>', html)).lower()
+    assert head["og:image"] == f"{client.url}/preview.jpg"
+    assert client.http.get(head["og:image"]).headers["content-type"] == "image/jpeg"
+    assert client.http.get("/favicon.ico").text.startswith("<svg")
+    assert client.http.head("/").status_code == 200
+
+
+# Tools for language models. Without the extra the function that checks their arguments is called as Gradio calls it.
+
+
+def data_url(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def test_a_tools_arguments_are_uploads_only(served, client):
+    path = client.upload("a b.png", png(1))
+    for text in (path, f"https://any.host/gradio_api/file={path.replace(' ', '%20')}"):
+        given = guard._tool_arguments({"image": text, "model": "auto"}, [["image"]])
+        assert given["image"]["path"] == path and given["model"] == "auto"
+    written = Path(guard._tool_arguments({"image": data_url(png(2))}, [["image"]])["image"]["path"])
+    assert written.read_bytes() == png(2) and served.uploads in written.parents
+
+
+FOREIGN = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"image": "/etc/hostname"},
+        {"image": "file:///etc/hostname"},
+        {"image": "http://127.0.0.1:9/a.png"},
+        {"image": "http://127.0.0.1:9/gradio_api/file=/etc/hostname"},
+        {"image": ""},
+        {"image": "data:image/png,plain"},
+        {"image": "data:image/png;base64,A"},
+        {"image": "data:image/png;base64," + "A" * (4 * guard.MAX_FILE // 3 + 100)},
+        {"image": FOREIGN},
+        {"model": [{"deep": FOREIGN}]},
+    ],
+    ids=lambda arguments: str(arguments)[:60],
+)
+def test_a_tools_arguments_name_nothing_else(served, arguments):
+    before = served.uploaded()
+    with served.witness as witness, pytest.raises(ValueError, match="A picture must be a data:image"):
+        guard._tool_arguments(arguments, [["image"]])
+    assert (served.uploaded(), witness.calls) == (before, []) and "/etc/hostname" not in witness.files
+
+
+@pytest.mark.skipif(not HAS_MCP, reason="the extra is not installed: pip install 'gradio[mcp]==6.31.0'")
+def test_tools_answer_about_uploads_and_open_nothing_else(served, client):
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def talk(conversation, query: str = ""):
+        async with streamablehttp_client(f"{client.url}/gradio_api/mcp/{query}") as (read, write, _):
+            async with ClientSession(read, write) as session:
+                await session.initialize()
+                return await conversation(session)
+
+    def call(tool: str, query: str = "", **arguments: object):
+        return asyncio.run(talk(lambda session: session.call_tool(tool, arguments), query))
+
+    found = {tool.name: tool for tool in asyncio.run(talk(lambda session: session.list_tools())).tools}
+    assert set(found) == {"classify", "heatmap", "models"}
+    schema = found["classify"].inputSchema
+    assert schema["required"] == ["image"] and set(schema["properties"]) == {"image", "model", "top_k"}
+    assert found["classify"].description and all(each["description"] for each in schema["properties"].values())
+
+    path, best = client.upload("a.png", png(1)), Classifier(SHIPPED).classify(png(1), 1)[0].label
+    for image in (path, f"{client.url}/gradio_api/file={path}", data_url(png(1))):
+        answer = call("classify", image=image, top_k=3)
+        assert f"[{{'label': '{best}'" in answer.content[0].text, answer
+    shown = call("heatmap", image=path).content[0].data
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).size == draw(1).size
+
+    secret = served.outside / "secret.png"
+    secret.write_bytes(encode(draw(3)))
+    with served.witness as witness:
+        for image in (str(secret), f"http://127.0.0.1:9{secret}", f"{client.url}/gradio_api/file={secret}", FOREIGN):
+            assert call("classify", image=image).isError
+            # A list of tools without this one, by which nothing is checked.
+            assert call("classify", "?tools=models#", image=image).isError
+    assert not [path for path in witness.files if "secret" in path or "hostname" in path] and witness.calls == []
+    for other in ("sse", "messages/", "schema", "http"):
+        assert client.http.get(f"/gradio_api/mcp/{other}").status_code == 404
