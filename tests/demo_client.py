@@ -1,4 +1,4 @@
-"""The demo's page on a server in this process, a raw client that can ask it anything, and a witness of what it opens."""
+"""The demo's page on a server in this process, a raw client for it, and a witness of what the process opens."""
 
 import functools
 import io
@@ -43,8 +43,10 @@ class Answer:
 
     @property
     def value(self):
-        """The first output."""
-        return json.loads(self.text)["data"][0]
+        """The first output, or the error's text. Over the route "call" what is said last."""
+        said = json.loads(self.text.rpartition("\ndata: ")[2])
+        outputs = said.get("data", said) if isinstance(said, dict) else said
+        return outputs["error"] if "error" in outputs else outputs[0]
 
 
 class Client:
@@ -95,7 +97,7 @@ class Client:
 
 
 class Witness:
-    """Notes the files that this process opens, and the hosts it calls, within its with block, by Python's audit events."""
+    """Notes what files this process opens and what hosts it calls in the with block, by Python's audit events."""
 
     def __init__(self, own_port: int):
         self.files, self.calls, self.active, self.own_port = set(), [], False, own_port

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import json
 import os
 import re
 import shutil
@@ -38,12 +37,10 @@ def dog(tmp_path_factory) -> Path:
     return path
 
 
-def ask(client: Client, end_point: str, path: Path | None, *inputs, route: str = "call"):
+def ask(client: Client, end_point: str, path: Path | None, *inputs):
     """The answer, or the text of the error."""
     image = path and {"path": client.upload(path.name, path.read_bytes())}
-    text = client.ask(end_point, image, *inputs, route=route).text
-    event, data = re.findall(r"event: (\w+)\ndata: (.*)", text)[-1]
-    return json.loads(data)[0] if event == "complete" else json.loads(data)["error"]
+    return client.ask(end_point, image, *inputs, route="call").value
 
 
 def test_the_end_points_give_the_classifiers_answers(client, dog):
@@ -90,7 +87,10 @@ def test_only_the_named_end_points_are_described(client):
     assert set(described["named_endpoints"]) == {"/classify", "/heatmap", "/models"}
     assert described["unnamed_endpoints"] == {}
     parameters = described["named_endpoints"]["/classify"]["parameters"]
-    assert [(p["parameter_name"], p.get("parameter_default")) for p in parameters][1:] == [("model", "auto"), ("top_k", 5)]
+    assert [(p["parameter_name"], p.get("parameter_default")) for p in parameters][1:] == [
+        ("model", "auto"),
+        ("top_k", 5),
+    ]
 
 
 @pytest.mark.parametrize("language", ["Python", "shell", "Node"])
@@ -190,10 +190,10 @@ def test_tools_answer_about_uploads_and_open_nothing_else(served, client):
     from mcp.client.streamable_http import streamablehttp_client
 
     async def talk(conversation, query: str = ""):
-        async with streamablehttp_client(f"{client.url}/gradio_api/mcp/{query}") as (read, write, _):
-            async with ClientSession(read, write) as session:
-                await session.initialize()
-                return await conversation(session)
+        stream = streamablehttp_client(f"{client.url}/gradio_api/mcp/{query}")
+        async with stream as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            return await conversation(session)
 
     def call(tool: str, query: str = "", **arguments: object):
         return asyncio.run(talk(lambda session: session.call_tool(tool, arguments), query))

@@ -31,7 +31,7 @@ def client(served) -> Client:
 
 @pytest.fixture(scope="module")
 def web(served) -> Iterator[FileServer]:
-    """Another server, which the demo must not ask for its picture; the same lies outside the uploads, with links to it."""
+    """Another server, which must not be asked for its picture; the same lies outside the uploads, with links to it."""
     picture, folder = served.outside / "secret.png", served.uploads / ("0" * 64)
     Image.new("RGB", SIZE).save(picture)
     (folder / "folder").mkdir(parents=True)
@@ -65,7 +65,14 @@ def expect_refusal(answer) -> None:
 @pytest.mark.parametrize("route", ["run", "api", "call", "queue"])
 def test_an_upload_is_answered_whatever_else_is_said_of_it(served, client, web, route):
     path = client.upload("a cat (1).png", png(1))
-    lies = {"url": web.url("/secret.png"), "is_stream": True, "size": -1, "mime_type": ["x"], "orig_name": 7, "meta": "x"}
+    lies = {
+        "url": web.url("/secret.png"),
+        "is_stream": True,
+        "size": -1,
+        "mime_type": ["x"],
+        "orig_name": 7,
+        "meta": "x",
+    }
     with served.witness as witness:
         for payload in ({"path": path}, {"path": path, "meta": META}, {"path": path} | lies):
             answer = client.ask("classify", payload, "auto", 1, route=route)
@@ -218,9 +225,25 @@ def test_no_file_of_the_server_is_served(served, client, web, untouched):
 
 
 def test_other_routes_of_gradio_are_closed(client, untouched):
-    """They fetch any address, run ffmpeg, change the app, or show what others ask; browsers prove which ones are open."""
-    closed = ("proxy=https://huggingface.co/x", "process_recording", "stream/1", "component_server", "deep_link", "runs")
-    closed += ("dev/reload", "vibe-edit", "vibe-code", "custom_component/1/client/a/b.js", "user", "token", "file/x")
+    """They fetch any address, run ffmpeg, change the app, or show what others ask."""
+    closed = (
+        "proxy=https://huggingface.co/x",
+        "process_recording",
+        "stream/1",
+        "component_server",
+        "deep_link",
+        "runs",
+    )
+    closed += (
+        "runs",
+        "dev/reload",
+        "vibe-edit",
+        "vibe-code",
+        "custom_component/1/client/a/b.js",
+        "user",
+        "token",
+        "file/x",
+    )
     for address in [*(f"/gradio_api/{each}" for each in closed), "/monitoring", "/monitoring/x", "/login", "/pwa_icon"]:
         for form in (address, "/" + address, address + "/", address.replace("=", "%3D"), address.upper()):
             for method in ("GET", "POST"):

@@ -1,0 +1,273 @@
+"""demo/app.py as a process of its own: wrong use, where it listens, how it ends, and as a Hugging Face Space."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from conftest import ROOT
+from demo_client import HAS_MCP, SHIPPED, Client, png
+
+from convmixer import Classifier
+from demo import app, uploads
+
+SECONDS = 240  # a start takes 5 on two cores that have nothing else to do
+NOT_IN_A_SPACE = ["torch", "timm", "torchvision", "cog", "matplotlib", "tyro", "datasets", "mcp", "train", "predict"]
+
+
+class Demo:
+    """demo/app.py under way. It ends with the with block."""
+
+    def __init__(self, *arguments: object, folder: Path, script=ROOT / "demo" / "app.py", wrapper=(), **environment):
+        self.folder = folder  # for all that it writes
+        (folder / "tmp").mkdir(exist_ok=True)
+        environment = clean_environment() | {"TMPDIR": str(folder / "tmp"), "HOME": str(folder)} | environment
+        self.files = [(folder / name).open("w+") for name in ("stdout", "stderr")]
+        command = [*wrapper, sys.executable, str(script), *map(str, arguments)]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": self.files[0], "stderr": self.files[1]}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+
+    def wait_for(self, pattern: str, where: str = "stdout") -> re.Match:
+        end = time.monotonic() + SECONDS
+        while not (found := re.search(pattern, self.output(where))):
+            assert self.process.poll() is None and time.monotonic() < end, self.output("stderr")
+            time.sleep(0.02)
+        return found
+
+    def output(self, where: str) -> str:
+        return (self.folder / where).read_text()
+
+    def left(self) -> list[Path]:
+        return [*(self.folder / "tmp").glob("convmixer-*")]
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def __enter__(self) -> "Demo":
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(60)
+        for file in self.files:
+            file.close()
+
+
+def clean_environment() -> dict[str, str]:
+    """This one without what would change the demo: a user's own models, Gradio's variables, proxies."""
+    theirs = re.compile(r"GRADIO_|COG_|CONVMIXER_|PYTHON|SPACE|SYSTEM$|(https?|no|all)_proxy$", re.IGNORECASE)
+    return {name: value for name, value in os.environ.items() if not theirs.match(name)} | {"OMP_NUM_THREADS": "1"}
+
+
+def without(packages: list[str], folder: Path) -> dict[str, str]:
+    """The environment of a Python in which some packages are not installed."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {packages!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def expect_right_answer(url: str) -> None:
+    client = Client(url)
+    answer = client.ask("classify", {"path": client.upload("some.png", png(1))}, "auto", 3, route="call").value
+    expected = [(each.label, pytest.approx(each.score, abs=1e-5)) for each in Classifier(SHIPPED).classify(png(1), 3)]
+    assert answer["model"] == SHIPPED
+    assert [(row["label"], row["score"]) for row in answer["predictions"]] == expected
+
+
+# A Hugging Face Space: the demo with nothing else of this repository, and no packages but its own.
+
+
+def run_space(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "demo" / "space.py", "--to", folder]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("spaces") / "space"
+    result = run_space(folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"hf upload --repo-type space USER/NAME {folder} ." in result.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hosted(space, tmp_path_factory) -> Iterator[Demo]:
+    """The Space, started as Hugging Face does."""
+    folder, port = tmp_path_factory.mktemp("hosted"), free_port()
+    there = {"SYSTEM": "spaces", "SPACE_ID": "someone/convmixer", "GRADIO_SERVER_NAME": "0.0.0.0"}
+    there |= {"GRADIO_SERVER_PORT": str(port)} | without(NOT_IN_A_SPACE, folder)
+    with Demo(folder=folder, script=space / about(space)["app_file"], **there) as demo:
+        demo.port, demo.url = port, f"http://127.0.0.1:{port}"
+        demo.wait_for(f"The demo is at {demo.url} and at this machine's other addresses")
+        yield demo
+
+
+def about(space: Path) -> dict:
+    return yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+
+
+def test_a_space_is_complete_and_has_no_more(space):
+    said = about(space)
+    assert (said["sdk"], said["license"], said["title"]) == ("gradio", "mit", "ConvMixer")
+    pins = dict(line.split("==") for line in (space / "requirements.txt").read_text().splitlines())
+    assert set(pins) == {"numpy", "pillow", "pillow-heif", "safetensors", "huggingface_hub", "gradio"}
+    assert pins["gradio"] == said["sdk_version"]
+    assert {path.name for path in space.iterdir()} == {"README.md", "LICENSE", "requirements.txt", "convmixer", "demo"}
+    assert not [path for path in space.rglob("*") if path.name in ("__pycache__", "space.py")]
+
+
+def test_a_space_answers_through_the_addresses_used_there(hosted):
+    expect_right_answer(hosted.url)
+    proxy = {"x-forwarded-host": "someone-convmixer.hf.space", "x-forwarded-proto": "https"}
+    with httpx.Client(base_url=hosted.url, headers=proxy, trust_env=False, timeout=60) as http:
+        page = http.get("/?__theme=light&__sign=token")
+        assert page.status_code == 200 and "x-frame-options" not in page.headers
+        config = http.get("/config?__sign=token").json()
+        assert (config["space_id"], config["root"]) == ("someone/convmixer", "https://someone-convmixer.hf.space")
+        used = ["/theme.css?v=1", "/manifest.json", "/gradio_api/startup-events", "/gradio_api/info"]
+        for address in [*used, *re.findall(r'(?:src|href)="\.?(/assets/[^"]+)"', page.text)]:
+            assert http.get(address).status_code == 200, address
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    result = run_space(tmp_path)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# Wrong use: one line, at once.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--modle", "x"], "unrecognized arguments: --modle"),
+        (["--port", "70000"], "'70000' is not a port; give a number from 1 to 65535"),
+        (["--host", "nowhere.invalid"], "there is no host 'nowhere.invalid'; give an address of this machine"),
+        (["--model", SHIPPED, ROOT / "pyproject.toml"], "is not a checkpoint"),
+        (["GRADIO_SERVER_PORT=seven"], "GRADIO_SERVER_PORT: 'seven' is not a port"),
+        (["--port", "IN USE"], "of 127.0.0.1 cannot be used (Address already in use); choose another"),
+        (["--port", "IN USE", "--host", "0.0.0.0"], "cannot be used"),
+        (["no gradio"], "'gradio'; install what is missing with: pip install -r requirements/demo.txt\n"),
+        pytest.param(["--mcp"], "'gradio[mcp]'", marks=pytest.mark.skipif(HAS_MCP, reason="the extra is installed")),
+    ],
+    ids=lambda value: " ".join(map(str, value[:2])) if isinstance(value, list) else "",
+)
+def test_wrong_use_is_one_line(request, tmp_path, arguments, words):
+    environment = {}
+    if "IN USE" in arguments:
+        arguments = [request.getfixturevalue("hosted").port if each == "IN USE" else each for each in arguments]
+    elif arguments == ["no gradio"]:
+        arguments, environment = [], without(["gradio"], tmp_path)
+    elif "=" in arguments[0]:
+        arguments, environment = [], dict([arguments[0].split("=")])
+    with Demo(*arguments, folder=tmp_path, **environment) as demo:
+        assert demo.process.wait(SECONDS) == 2
+        text = demo.output("stderr")
+        assert (demo.output("stdout"), demo.left()) == ("", [])
+        assert text.startswith("demo/app.py: ") and text.count("\n") == 1 and words in text
+
+
+def test_the_first_free_port_is_taken(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        start = first.getsockname()[1]
+        monkeypatch.setattr(app, "FIRST_PORT", start)
+        address, port = app.find_place("localhost", None)
+        assert address == "127.0.0.1" and start < port < start + app.PORTS
+        monkeypatch.setattr(app, "PORTS", 1)
+        with pytest.raises(OSError, match="are in use; choose another with --port"):
+            app.find_place("127.0.0.1", None)
+
+
+# The end.
+
+
+def test_ctrl_c_ends_it_and_nothing_is_left(hosted):
+    """Nor does a visitor leave a traceback who goes in the middle of an upload."""
+    head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    head += 'Content-Disposition: form-data; name="files"; filename="half.png"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", hosted.port)) as connection:
+        connection.sendall(head.encode() + bytes(50_000))
+    expect_right_answer(hosted.url)
+    (folder,) = hosted.left()
+    assert [*folder.rglob("some.png")]
+    assert hosted.end(signal.SIGINT) == 0
+    assert (hosted.output("stdout").count("\n"), hosted.left()) == (1, [])
+    assert "isconnect" not in hosted.output("stderr")  # but what Gradio itself says of a Space without its packages
+    socket.create_server(("127.0.0.1", hosted.port)).close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_it_can_be_ended_while_it_starts(tmp_path, number):
+    with Demo(folder=tmp_path) as demo:
+        while not demo.left():  # the first thing that it does
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert (demo.end(number), demo.output("stdout"), demo.output("stderr"), demo.left()) == (0, "", "", [])
+
+
+def test_odd_surroundings_are_no_trouble(tmp_path):
+    """nohup, proxies that answer nobody, nowhere to write but TMPDIR, another server's path, no public address."""
+    odd = dict.fromkeys(("all_proxy", "ALL_PROXY"), "socks5://127.0.0.1:9")
+    odd |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    odd |= {"HOME": "/proc/nowhere", "GRADIO_ROOT_PATH": "https://example.org/demo"}
+    arguments = ("--model", SHIPPED, "--port", free_port(), "--share")
+    with Demo(*arguments, folder=tmp_path, wrapper=["nohup"], **odd) as demo:
+        url = demo.wait_for(r"The demo is at (\S+) \(Ctrl-C ends it\)\n")[1]
+        demo.wait_for("no public address could be had .*; the demo goes on without\n", "stderr")
+        demo.process.send_signal(signal.SIGHUP)
+        expect_right_answer(url)
+        config = httpx.get(url + "/config", trust_env=False, timeout=60).json()
+        assert config["root"] == "https://example.org/demo"
+        assert demo.end(signal.SIGTERM) == 0
+        assert (demo.output("stderr").count("\n"), demo.left()) == (1, [])
+
+
+def test_what_a_killed_demo_left_goes_at_the_next_start_and_a_running_ones_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = Path(uploads.make_folder())
+    code = "from demo.uploads import make_folder; import time; print(make_folder(), flush=True); time.sleep(999)"
+    options = {"cwd": ROOT, "env": clean_environment() | {"TMPDIR": str(tmp_path)}}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **options) as other:
+        theirs = Path(other.stdout.readline().strip())
+        for folder in (mine, theirs):
+            (folder / "photo.jpg").write_bytes(b"x")
+        (tmp_path / "convmixer-demo-link").symlink_to(ROOT)
+        shutil.rmtree(uploads.make_folder())
+        assert (mine / "photo.jpg").exists() and (theirs / "photo.jpg").exists()
+        other.kill()
+        other.wait(60)
+    shutil.rmtree(uploads.make_folder())
+    assert (mine / "photo.jpg").exists() and not theirs.exists() and (ROOT / "README.md").exists()
+
+
+@pytest.mark.skipif(not HAS_MCP, reason="the extra is not installed: pip install 'gradio[mcp]==6.31.0'")
+def test_the_demo_says_where_its_tools_are(tmp_path):
+    with Demo("--model", SHIPPED, "--port", free_port(), "--mcp", folder=tmp_path) as demo:
+        demo.wait_for(r"Its tools for language models \(MCP\) are at \S+/gradio_api/mcp/\n")
+        assert demo.output("stderr") == ""
