@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SHIPPED = "convmixer_256_8_cifar10"
+SHIPPED, SECOND = "convmixer_256_8_cifar10", "second"
 HAS_MCP = find_spec("mcp") is not None
 
 
@@ -34,6 +34,24 @@ def encode(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def png(seed: int) -> bytes:
     return encode(draw(seed))
+
+
+def write_checkpoint(
+    path: Path, name: str = SECOND, labels=None, seed: int = 0, size: int = 32, **architecture
+) -> Path:
+    """A checkpoint of a randomly initialised network."""
+    import torch
+
+    from convmixer.model import ConvMixer, ConvMixerConfig
+    from convmixer.preprocessing import Preprocessing
+    from convmixer.weights import Checkpoint, save_checkpoint
+
+    labels = tuple(labels or (f"{name} {index}" for index in range(7)))
+    shape = {"dim": 16, "depth": 3, "kernel_size": 5, "patch_size": 2, "num_classes": len(labels)} | architecture
+    config = ConvMixerConfig(**shape)
+    torch.manual_seed(seed)
+    save_checkpoint(path, Checkpoint(name, config, ConvMixer(config).state_dict(), labels, Preprocessing(size), {}, {}))
+    return path
 
 
 @dataclass
@@ -126,6 +144,8 @@ class Served:
     """The running page, and what lies beside its uploads."""
 
     page: object
+    models: object
+    examples: dict[str, Image.Image]
     client: Client
     witness: Witness
     uploads: Path
@@ -134,9 +154,14 @@ class Served:
     def uploaded(self) -> set[Path]:
         return {path for path in self.uploads.rglob("*") if path.is_file()}
 
+    def answer(self, picture: bytes | Image.Image, model: str = SHIPPED) -> tuple[list, list]:
+        """What the classifier says to this picture by itself: predictions and heat maps."""
+        return self.models.get(model).classify_with_heatmaps(picture, 5)
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
+    from demo.app import examples
     from demo.guard import launch_options
     from demo.models import Models
     from demo.page import LOOKS, build
@@ -145,9 +170,12 @@ def served(tmp_path_factory) -> Iterator[Served]:
     (parent / "outside").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(parent / "uploads"))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("CONVMIXER_CACHE", str(parent / "cache"))
         patch.delenv("COG_WEIGHTS", raising=False)
-        page = build(Models([SHIPPED]), {"plain": Image.new("RGB", (40, 30), "teal")}).queue(max_size=50)
+        models, pictures = Models([SHIPPED, str(write_checkpoint(parent / "second.safetensors"))]), examples()
+        page = build(models, pictures).queue(max_size=100)
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options(mcp=HAS_MCP) | LOOKS)
-        yield Served(page, Client(url), Witness(page.server_port), parent / "uploads", parent / "outside")
+        client, witness = Client(url), Witness(page.server_port)
+        yield Served(page, models, pictures, client, witness, parent / "uploads", parent / "outside")
         page.close(verbose=False)

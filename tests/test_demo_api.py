@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 import pytest
 from conftest import ROOT
-from demo_client import HAS_MCP, SHIPPED, Client, draw, encode, png
+from demo_client import HAS_MCP, SECOND, SHIPPED, Client, draw, encode, png
 from PIL import Image
 
 from convmixer import Classifier
@@ -53,7 +53,7 @@ def test_the_end_points_give_the_classifiers_answers(client, dog):
         drawn = client.file(ask(client, "heatmap", dog, "auto", label)["path"]).content
         overlay = classifier.heatmap(dog, index).overlay()
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB")), np.asarray(overlay))
-    assert client.ask("models").value == [SHIPPED]
+    assert client.ask("models").value == [SHIPPED, SECOND]
 
 
 @pytest.mark.parametrize(

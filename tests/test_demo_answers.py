@@ -1,0 +1,182 @@
+"""What the demo says and which models it has, without a server: words, many pictures, visitors' checkpoints."""
+
+import base64
+import json
+import os
+
+import numpy as np
+import pytest
+from demo_client import SHIPPED, draw, png, write_checkpoint
+from PIL import Image
+
+from convmixer import CheckpointError, Classifier, ModelError, Prediction, zoo
+from convmixer.explain import HeatMap
+from convmixer.labels import imagenet_labels
+from demo import heat, many, render, rows, words
+from demo.answers import Answers, Picture
+from demo.app import examples
+from demo.guard import Upload
+from demo.models import MAX_MULTIPLICATIONS, MAX_OWN, MAX_VALUES, Models, multiplications
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("COG_WEIGHTS", raising=False)
+
+
+def heat_map(values, size: tuple[int, int] = (6, 6)) -> HeatMap:
+    return HeatMap("x", 7, np.array(values, np.float32), (0, 0, *size), Image.new("RGB", size))
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    ("score", "values", "sentence"),
+    [
+        (0.95, [[3, 0, 0], [0, 0, 0], [0, 0, 0]], "Strong evidence for x, most of it in the upper left."),
+        (0.5, [[0, 0, 0], [0, 3, 0], [0, 0, 0]], "Some evidence for x, most of it in the middle."),
+        (0.1, [[0, 0, 0], [0, 0, 3], [0, 0, 0]], "Weak evidence for x, most of it in the middle right."),
+        (
+            0.1,
+            [[0, 0, 0], [0, 0, -9], [0, 3, 0]],
+            "Weak evidence for x, most of it in the lower middle, and more against it.",
+        ),
+        (0.001, [[-3, -9], [0, 0]], "No evidence for x."),
+    ],
+)
+def test_a_heat_map_in_words(score, values, sentence):
+    assert words.evidence(score, heat_map(values)) == sentence
+
+
+def test_scores_in_whole_per_cents():
+    shown = [words.percent(score) for score in (0, 0.009, 0.014, 0.4789, 0.989, 0.9901)]
+    assert shown == ["<1 %", "<1 %", "1 %", "48 %", "99 %", ">99 %"]
+
+
+def test_two_models_agree_or_differ():
+    a, b = [Prediction("cat", 0, 0.7), Prediction("dog", 1, 0.2)], [Prediction("dog", 3, 0.5)]
+    assert words.agreement(a, a) == "Both say cat: 70 % and 70 %."
+    assert words.agreement(a, b) == "They differ: cat, 70 %, and dog, 50 %. Both think of dog."
+    assert words.agreement(a[:1], b) == "They differ: cat, 70 %, and dog, 50 %."
+
+
+def test_an_unsure_answer_and_an_example_of_another_class_are_told(photos):
+    answers = Answers(Models([SHIPPED]), examples())
+    shown = [Picture(name) for name in answers.examples] + [Picture(path.stem, path) for path in photos.glob("*.jpg")]
+    for picture in shown:
+        said = answers.view("main", picture, "auto")[1]
+        sentence = "Not sure: this may also be frog, or none of the ten things that it knows."
+        assert ("Not sure" in said) == (sentence in said) == (picture.name == "pizza")
+        lesson = f"A lesson: {picture.name} is none of the ten things that this model knows"
+        assert (lesson in said) == (picture.name in ("cheetah", "lion"))
+        assert "This model knows ten things only: airplane, automobile, bird," in said
+
+
+def test_a_fine_grid_is_averaged_and_all_classes_have_one_scale():
+    predictions, maps = [Prediction("x", 7, 0.5)], [heat_map(np.kron([[1, -2], [0, 4]], np.ones((50, 50))), (9, 9))]
+    sent = heat.grids(predictions, maps)
+    grid = np.frombuffer(base64.b64decode(sent["maps"]["7"]["grid"]), np.int8).reshape(sent["rows"], sent["columns"])
+    assert grid.shape == (48, 48) and grid[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [32, -64, 0, 127]
+
+
+def test_an_answer_of_a_large_model_is_small_too(tmp_path, photos):
+    path = write_checkpoint(tmp_path / "m.safetensors", "m", imagenet_labels(), size=224, patch_size=7)
+    answers = Answers(Models([str(path)]), {})
+    for photo in photos.glob("*.jpg"):
+        assert len(json.dumps(answers.view("main", Picture(photo.name, photo), "m"))) < 58_000
+
+
+def test_the_seen_part_lies_where_the_network_looks_and_thin_pictures_can_be_seen():
+    box = (10, 0, 50, 40)  # 40 x 40 in the middle of 60 x 40
+    figure = render.stage("main", "x", [Prediction("x", 7, 0.5)], [HeatMap("x", 7, np.ones((2, 2)), box, draw(1))])
+    assert 'class="seen cropped" style="left:16.667%;top:0.000%;width:66.667%;height:100.000%"' in figure
+    for size, ratio in (((3000, 1), "12.0000"), ((1, 3000), "0.1667"), ((1, 1), "1.0000")):
+        figure = render.stage("main", "x", [Prediction("x", 7, 0.5)], [heat_map(np.ones((2, 2)), size)])
+        assert f"--ratio:{ratio}" in figure
+
+
+# Many pictures.
+
+
+def uploads(folder, contents: dict[str, bytes]) -> list[Upload]:
+    for number, content in enumerate(contents.values()):
+        (folder / str(number)).write_bytes(content)
+    return [Upload(name, folder / str(number)) for number, name in enumerate(contents)]
+
+
+def test_a_batch_answers_in_order_and_names_what_it_cannot_read(tmp_path):
+    contents = {"broken.png": b"text", "empty.jpg": b""} | {f"{seed}.png": png(seed) for seed in range(18)}
+    files = [*uploads(tmp_path, contents), Upload("gone.png", tmp_path / "gone")]
+    classifier = Classifier(SHIPPED)
+    table = list(many.classify(classifier, files, []))
+    assert [row["picture"] for row in table] == [*contents, "gone.png"]
+    assert table[0]["problem"].startswith("broken.png") and table[1]["problem"].startswith("empty.jpg")
+    assert "add it again" in table[-1]["problem"] and table[-1]["score"] is None
+    for row in table[2:-1]:
+        best, second = classifier.classify(contents[row["picture"]], 2)
+        assert (row["answer"], row["second"], row["problem"]) == (best.label, second.label, "")
+        assert row["score"] == pytest.approx(best.score, abs=1e-5)
+
+
+def test_a_network_of_one_class_has_no_second_answer(random_checkpoint, tmp_path):
+    classifier = Classifier(random_checkpoint(classes=1))
+    (row,) = many.classify(classifier, uploads(tmp_path, {"a.png": png(0)}), [])
+    assert (row["answer"], row["second"], row["second_score"]) == ("label 0", "", None)
+    assert '<td data-header="Score" data-sort=""></td>' in rows.table([row], [Upload("a.png", tmp_path)], [""])
+
+
+# Models.
+
+
+def test_models_that_are_here_answer_and_the_others_could_be_fetched(random_checkpoint):
+    models = Models()
+    assert models.default == SHIPPED and models.names() == [SHIPPED] and models.get("auto") is models.get(SHIPPED)
+    missing = models.missing()
+    assert {row["name"] for row in missing} == {name for name in zoo.MODELS if name != SHIPPED}
+    assert missing == sorted(missing, key=lambda row: row["parameters"])
+    zoo.cache_dir().mkdir()
+    random_checkpoint().rename(zoo.cache_dir() / "convmixer_768_32.safetensors")
+    assert models.names() == [SHIPPED, "convmixer_768_32"] and len(models.missing()) == len(missing) - 1
+
+
+def test_the_first_file_is_the_default_and_equal_names_are_told_apart(random_checkpoint):
+    models = Models([str(random_checkpoint(seed=0)), str(random_checkpoint(seed=1)), SHIPPED])
+    assert models.default == "random" and models.names() == ["random", SHIPPED, "random (2)"]
+    own = [models.add_own(random_checkpoint(seed=seed), "mine.safetensors") for seed in (2,)]
+    own.append(models.add_own(random_checkpoint(seed=3), "mine.safetensors", own))
+    assert [each.name for each in own] == ["yours: random", "yours: random (2)"]
+    four = [models.get(name, own) for name in ("random", "random (2)", "yours: random", "yours: random (2)")]
+    assert len({classifier.classify(draw(1), 1)[0].score for classifier in four}) == 4
+    with pytest.raises(ModelError):  # another visitor's
+        models.get("yours: random")
+
+
+@pytest.mark.parametrize("name", ["convmixer_768_32", "nonsense", "../../etc/passwd", ""])
+def test_a_model_that_is_not_here_is_neither_fetched_nor_opened(name):
+    with pytest.raises(ModelError, match=f"is not on this machine; choose one of {SHIPPED}"):
+        Models().get(name)
+    assert not zoo.cache_dir().exists()
+
+
+def test_few_own_checkpoints_stay_in_memory_and_a_deleted_one_is_asked_for_again(random_checkpoint):
+    models = Models()
+    owns = [models.add_own(random_checkpoint(seed), "mine.safetensors") for seed in range(MAX_OWN + 1)]
+    kept = models.get(owns[1].name, [owns[1]])
+    for own in owns[:2]:
+        os.remove(own.path)
+    assert models.get(owns[1].name, [owns[1]]) is kept
+    with pytest.raises(CheckpointError, match="upload it again"):
+        models.get(owns[0].name, [owns[0]])
+
+
+@pytest.mark.parametrize(("size", "architecture"), [(4096, {"patch_size": 1}), (4096, {"patch_size": 2, "dim": 64})])
+def test_a_small_checkpoint_that_asks_for_much_is_refused_before_it_runs(tmp_path, size, architecture):
+    small = {"dim": 4, "depth": 1, "kernel_size": 3} | architecture
+    path = write_checkpoint(tmp_path / "costly.safetensors", size=size, **small)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(CheckpointError, match=r"costly\.safetensors needs too much .*command line"):
+        Models().add_own(path, "costly.safetensors")
+    largest, side = zoo.MODELS["convmixer_1536_20"].config, 224 // 7  # which must do
+    assert multiplications(largest, side) < MAX_MULTIPLICATIONS and largest.dim * side**2 < MAX_VALUES
