@@ -1,4 +1,4 @@
-"""The demo in a real browser: a server in this process, Chromium, and visitors who do what people do on the page.
+"""The demo in a real browser: Chromium, and visitors who do what people do on the page.
 
 A test module takes the fixtures from FIXTURES. Each visitor has a browser context of its own, and at the end of a test
 nothing may have gone wrong for any of them: no request to elsewhere, no error, toast or dialog.
@@ -6,7 +6,6 @@ nothing may have gone wrong for any of them: no request to elsewhere, no error, 
 
 import base64
 import contextlib
-import csv
 import io
 import json
 import os
@@ -16,8 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import demo_client
 import numpy as np
 import pytest
+from demo_client import SHIPPED, Served
 from PIL import Image
 
 try:
@@ -25,7 +26,6 @@ try:
 except ImportError:
     expect = sync_playwright = None
 
-SHIPPED, SECOND = "convmixer_256_8_cifar10", "second"
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
@@ -33,89 +33,45 @@ FLAGS = (
 LAPTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 TABS = ("Answer", "Compare", "Look inside", "Batch", "API")
-# Remembers what the page shows only for a while: Gradio's toasts, and the pill "Error" over a component.
 # What Gradio says of a page that is left while it waits for an answer.
 LEFT = ("AbortError: signal is aborted without reason", "Unexpected error Connection errored out")
+# Remembers what the page shows only for a while: Gradio's toasts, and the pill "Error" over a component.
 WITNESS = """window.troubles = [];
 new MutationObserver(() => {
     for (const each of document.querySelectorAll('[data-testid="toast-body"], [data-testid="status-tracker"] .error'))
         if (!each.dataset.seen) each.dataset.seen = window.troubles.push(each.textContent.trim());
 }).observe(document, {subtree: true, childList: true});"""
-TRANSFER = """const transfer = new DataTransfer();
-const bytes = typeof data === "number" ? new Uint8Array(data) : Uint8Array.from(atob(data), c => c.charCodeAt(0));
-transfer.items.add(new File([bytes], name, {type: "image/png"}));"""
-PASTE = f"""([name, data]) => {{ {TRANSFER}
-    document.dispatchEvent(new ClipboardEvent("paste", {{clipboardData: transfer, bubbles: true, cancelable: true}}));
-}}"""
-DROP = f"""([name, data, selector]) => {{ {TRANSFER}
-    for (const kind of ["dragover", "drop"])
-        document.querySelector(selector).dispatchEvent(
-            new DragEvent(kind, {{dataTransfer: transfer, bubbles: true, cancelable: true}}));
-}}"""
+TRANSFER = """([kind, name, data, onto]) => {
+    const transfer = new DataTransfer(), options = {bubbles: true, cancelable: true};
+    transfer.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name, {type: "image/png"}));
+    document.querySelector(onto).dispatchEvent(kind === "drop"
+        ? new DragEvent(kind, {dataTransfer: transfer, ...options})
+        : new ClipboardEvent(kind, {clipboardData: transfer, ...options}));
+}"""
 
 
-def chromium() -> str:
-    """The browser's program; skips the test where there is none."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
     if sync_playwright is None:
         pytest.skip("playwright is not installed")
     names = (os.environ.get("CONVMIXER_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
     found = next((path for name in names if name and (path := shutil.which(name))), None)
-    return found or pytest.skip("there is no Chromium on the PATH (CONVMIXER_CHROMIUM names one)")
-
-
-@dataclass
-class App:
-    """The running demo."""
-
-    url: str
-    models: object
-    examples: dict[str, Image.Image]
-    uploads: Path
-
-    def answer(self, picture: bytes | Image.Image, model: str = SHIPPED) -> tuple[list, list]:
-        """What the classifier says to this picture by itself: predictions and heat maps."""
-        return self.models.get(model).classify_with_heatmaps(picture, 5)
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory) -> Iterator[App]:
-    chromium()
-    from demo.app import examples
-    from demo.guard import launch_options
-    from demo.models import Models
-    from demo.page import LOOKS, build
-
-    folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONVMIXER_CACHE", str(folder / "cache"))
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        patch.delenv("COG_WEIGHTS", raising=False)
-        models, pictures = Models([SHIPPED, str(write_checkpoint(folder / "second.safetensors"))]), examples()
-        blocks = build(models, pictures)
-        blocks.queue(max_size=100)
-        _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **launch_options() | LOOKS)
-        yield App(url, models, pictures, folder / "uploads")
-        blocks.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def browser(app):
+    if found is None:
+        pytest.skip("there is no Chromium on the PATH (CONVMIXER_CHROMIUM names one)")
     with sync_playwright() as playwright:
-        expect.set_options(timeout=15_000)
-        running = playwright.chromium.launch(executable_path=chromium(), args=FLAGS.split())
+        expect.set_options(timeout=30_000)
+        running = playwright.chromium.launch(executable_path=found, args=FLAGS.split())
         yield running
         running.close()
 
 
 @pytest.fixture
-def visitors(app, browser) -> Iterator[Callable[..., "Visitor"]]:
+def visitors(browser, served) -> Iterator[Callable[..., "Visitor"]]:
     """A function that opens the page for one more visitor; options are those of a browser context."""
     there = []
 
     def come(**options) -> Visitor:
-        context = browser.new_context(**LAPTOP | options)
-        visitor = Visitor(app, context.new_page())
+        visitor = Visitor(served, browser.new_context(**LAPTOP | options).new_page())
         there.append(visitor)
         visitor.open()
         return visitor
@@ -124,8 +80,7 @@ def visitors(app, browser) -> Iterator[Callable[..., "Visitor"]]:
     for visitor in there:
         troubles = visitor.troubles + visitor.page.evaluate("window.troubles")
         visitor.page.context.close()
-        unexpected = [trouble for trouble in troubles if trouble not in visitor.expected_troubles]
-        assert not unexpected, unexpected
+        assert [each for each in troubles if each not in visitor.expected_troubles] == []
 
 
 @pytest.fixture
@@ -134,32 +89,33 @@ def visitor(visitors) -> "Visitor":
     return visitors()
 
 
-FIXTURES = app, browser, visitors, visitor
+FIXTURES = demo_client.served, browser, visitors, visitor
 
 
 @dataclass
 class Visitor:
     """What somebody does on the page, and sees."""
 
-    app: App
+    app: Served
     page: "Page"
     troubles: list[str] = field(default_factory=list)
     expected_troubles: list[str] = field(default_factory=list)
 
     def open(self) -> None:
-        context = self.page.context
-        context.set_default_timeout(20_000)
+        context, url = self.page.context, self.app.client.url
+        context.set_default_timeout(40_000)
         context.add_init_script(WITNESS)
-        context.route(re.compile(f"^(?!{re.escape(self.app.url)})"), lambda route: route.abort())
+        context.route(re.compile(f"^(?!{re.escape(url)})"), lambda route: route.abort())
         context.on("request", self._note_request)
         context.on("console", self._note_message)
         context.on("weberror", lambda error: self.troubles.append(f"error: {error.error}"))
         self.page.on("dialog", self._note_dialog)
-        self.page.goto(self.app.url, wait_until="commit")
+        self.page.goto(url, wait_until="commit")
         expect(self.page.locator("html[data-tab]")).to_be_attached()
 
     def _note_request(self, request) -> None:
-        if not request.url.startswith((self.app.url, "data:", f"blob:{self.app.url}")):
+        url = self.app.client.url
+        if not request.url.startswith((url, "data:", f"blob:{url}")):
             self.troubles.append(f"request: {request.url:.200}")
 
     def _note_message(self, message) -> None:
@@ -175,6 +131,12 @@ class Visitor:
     def find(self, selector: str) -> "Locator":
         return self.page.locator(selector)
 
+    def button(self, name: str | re.Pattern, **options) -> "Locator":
+        return self.page.get_by_role("button", name=name, **options)
+
+    def picker(self, name: str = "Model") -> "Locator":
+        return self.page.get_by_role("combobox", name=name, exact=True)
+
     def bar(self, label: str, view: str = "main") -> "Locator":
         return self.find(f'.bar[data-view="{view}"]').filter(has=self.page.get_by_text(label, exact=True))
 
@@ -182,14 +144,18 @@ class Visitor:
         """The heat map that is to be seen."""
         return self.find(f'.stage[data-view="{view}"] .heat').filter(visible=True)
 
+    def width(self) -> int:
+        return self.page.evaluate("document.documentElement.scrollWidth")
+
     # What people do.
 
     def turn_to(self, tab: str) -> None:
+        """Open it, and wait until all of it is there."""
         self.page.get_by_role("tab", name=tab, exact=True).click()
         expect(self.find(f'html[data-tab="{tab}"]')).to_be_attached()
-
-    def unfold(self, accordion: str) -> None:
-        self.page.get_by_role("button", name=accordion).click()
+        last = {"Answer": "#answer .bar", "Compare": "#side-b button", "Look inside": "#looked figure", "Batch": "#csv"}
+        expect(self.find(last.get(tab, ".cm-content >> nth=2")).first).to_be_visible()
+        expect(self.find('[data-testid="status-tracker"]:not(.hide)')).to_have_count(0)
 
     def upload(self, name: str, data: bytes) -> None:
         self.give('#source input[type="file"]', {name: data})
@@ -204,38 +170,36 @@ class Visitor:
         chosen = files if is_folder else [{"name": name, "buffer": data} | kind for name, data in files.items()]
         self.find(field).set_input_files(chosen)
 
-    def paste(self, name: str, data: bytes) -> None:
-        self.page.evaluate(PASTE, [name, base64.b64encode(data).decode()])
-
-    def drop(self, name: str, data: bytes | int, onto: str) -> None:
-        """data: the file, or how many zeros are in it."""
-        encoded = data if isinstance(data, int) else base64.b64encode(data).decode()
-        self.page.evaluate(DROP, [name, encoded, onto])
+    def transfer(self, kind: str, name: str, data: bytes, onto: str = "body") -> None:
+        """kind: paste or drop."""
+        self.page.evaluate(TRANSFER, [kind, name, base64.b64encode(data).decode(), onto])
 
     def choose(self, model: str, picker: str = "Model") -> None:
-        self.page.get_by_role("combobox", name=picker, exact=True).click()
+        self.picker(picker).click()
         self.page.get_by_role("option", name=re.compile(f"^(✓ *)?{re.escape(model)}( ·|$)")).click()
         expect(self.page.get_by_role("option")).to_have_count(0)  # the list fades away
+
+    @contextlib.contextmanager
+    def waits_for_the_server(self) -> Iterator[None]:
+        """Until what was asked inside has been answered."""
+        answers = "performance.getEntriesByType('resource').filter(each => each.name.includes('/queue/data')).length"
+        before = self.page.evaluate(answers)
+        yield
+        self.page.wait_for_function(f"{answers} > {before}")
 
     # What people see.
 
     def sees_picture(self, name: str, view: str = "main") -> None:
         expect(self.find(f'.stage[data-view="{view}"] .picture')).to_have_attribute("alt", name)
 
-    def sees_answer(self, name: str, picture: bytes | Image.Image, model: str = SHIPPED, view: str = "main") -> None:
-        """The picture, its bars and its heat maps are what the classifier gives for it."""
-        self._sees(name, *self.app.answer(picture, model), model, view)
-
-    def sees_own_answer(self, name: str, picture: bytes | Image.Image, path: Path, model: str, view="main") -> None:
-        """The same for a checkpoint that the visitor has uploaded."""
+    def sees_answer(self, name: str, picture: bytes | Image.Image, model=SHIPPED, view="main", path=None) -> None:
+        """The picture, its bars and its heat maps are the classifier's; path: of a checkpoint of the visitor's own."""
         from convmixer import Classifier
-
-        self._sees(name, *Classifier(path).classify_with_heatmaps(picture, 5), model, view)
-
-    def _sees(self, name: str, predictions: list, maps: list, model: str, view: str) -> None:
         from demo.heat import grids
         from demo.words import percent
 
+        classifier = Classifier(path) if path else self.app.models.get(model)
+        predictions, maps = classifier.classify_with_heatmaps(picture, 5)
         self.sees_picture(name, view)
         answer = self.find(f'.answer[data-view="{view}"]')
         side = "" if view == "main" else f", side {view.upper()}"
@@ -266,91 +230,18 @@ class Visitor:
         if signed:
             assert ((red > blue) == (values > 0))[abs(values) > 0.2].all()
 
-    def sees_legend(self, text: str) -> None:
-        assert self.find(".legend").inner_text().split() == text.split()
-
-    def picture_of(self, target: "Locator") -> bytes:
-        """What is to be seen of it, with an outline around it."""
-        box = target.bounding_box()
-        clip = {"x": box["x"] - 6, "y": box["y"] - 6, "width": box["width"] + 12, "height": box["height"] + 12}
-        self.page.wait_for_function("document.getAnimations().every(each => each.playState !== 'running')")
-        return self.page.screenshot(clip=clip)
-
-    def waits_for_the_tab(self, tab: str) -> None:
-        """All of it is there."""
-        last = {"Answer": "#answer .bar", "Compare": "#side-b .bar", "Look inside": "#looked figure", "Batch": "#csv"}
-        expect(self.find(last.get(tab, ".cm-content >> nth=2")).first).to_be_visible()
-        expect(self.find('[data-testid="status-tracker"]:not(.hide)')).to_have_count(0)
-
-    def looks_inside(self) -> str:
-        """The pictures of the network's inside; none of them is blank."""
-        expect(self.find('[data-testid="status-tracker"]:not(.hide)')).to_have_count(0)
-        urls = [picture.get_attribute("src") for picture in self.find("#looked img").all()]
-        for url in urls:
-            pixels = np.asarray(decoded(url).convert("RGB"))
-            assert min(pixels.shape[:2]) > 4 and pixels.std() > 3
-        return "".join(urls)
-
-    def downloads_csv(self) -> list[dict]:
-        with self.page.expect_download() as download:
-            self.page.get_by_role("button", name="Download as CSV").click()
-        assert download.value.suggested_filename == "convmixer.csv"
-        return list(csv.DictReader(download.value.path().read_text(encoding="utf-8-sig").splitlines()))
-
-    @contextlib.contextmanager
-    def waits_for_the_server(self) -> Iterator[None]:
-        """Until what was asked inside has been answered, and the page has been painted."""
-        answers = "performance.getEntriesByType('resource').filter(each => each.name.includes('/queue/data')).length"
-        before = self.page.evaluate(answers)
-        yield
-        self.page.wait_for_function(f"{answers} > {before}")
-        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
     def sees_problem(self, *words: str) -> None:
         """One sentence, which has all these words."""
         alert = self.page.get_by_role("alert")
         expect(alert).to_have_count(1)
-        for word in words:
-            expect(alert).to_contain_text(word)
+        for each in words:
+            expect(alert).to_contain_text(each)
         expect(alert).to_have_text(re.compile(r"^[^\n]+[^.]\.$"))
 
     def sees_no_problem(self) -> None:
         expect(self.page.get_by_role("alert")).to_have_count(0)
 
 
-def draw(seed: int, width: int = 60, height: int = 40) -> Image.Image:
-    """A picture of soft colours; another one for each seed."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encode(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def decoded(url: str) -> Image.Image:
     """The picture in a data URL."""
     return Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1])))
-
-
-def png(seed: int) -> bytes:
-    return encode(draw(seed))
-
-
-def write_checkpoint(path, name: str = SECOND, labels=None, seed: int = 0, size: int = 32, **architecture):
-    """A checkpoint of a randomly initialised network; gives its path."""
-    import torch
-
-    from convmixer.model import ConvMixer, ConvMixerConfig
-    from convmixer.preprocessing import Preprocessing
-    from convmixer.weights import Checkpoint, save_checkpoint
-
-    labels = tuple(labels or (f"{name} {index}" for index in range(7)))
-    shape = {"dim": 16, "depth": 3, "kernel_size": 5, "patch_size": 2, "num_classes": len(labels)} | architecture
-    config = ConvMixerConfig(**shape)
-    torch.manual_seed(seed)
-    state_dict = ConvMixer(config).state_dict()
-    save_checkpoint(path, Checkpoint(name, config, state_dict, labels, Preprocessing(size), {}, {}))
-    return path

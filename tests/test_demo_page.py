@@ -1,0 +1,261 @@
+"""The page in a real browser: pictures come in, answers are looked at, kept and sent on."""
+
+import io
+import json
+import re
+
+import demo_browser
+import numpy as np
+import pillow_heif
+import pytest
+from demo_browser import TABS, decoded, expect
+from demo_client import SECOND, SHIPPED, draw, encode, png
+from picture_files import png_bomb
+from PIL import Image
+
+served, browser, visitors, visitor = demo_browser.FIXTURES
+
+
+def test_the_page_opens_with_an_answer_and_can_be_heard(visitor):
+    name, picture = next(iter(visitor.app.examples.items()))
+    visitor.sees_answer(name, picture)
+    visitor.sees_heat_map_of(visitor.app.answer(picture)[0][0].label)
+    visitor.sees_no_problem()
+    expect(visitor.page.locator("body")).to_match_aria_snapshot("""
+        - heading "ConvMixer" [level=1]
+        - combobox "Model"
+        - figure:
+          - img "bird"
+          - text: /^Strong evidence for bird, most of it in the/
+        - slider "Heat map"
+        - radiogroup "What the heat map shows":
+          - radio "Evidence for" [checked]
+        - group "Example pictures":
+          - 'button "Example: bird"'
+        - tabpanel:
+          - region "Answer of convmixer_256_8_cifar10":
+            - status:
+              - paragraph: /The answer is bird .*%/
+            - list:
+              - listitem:
+                - button /bird/ [pressed]
+    """)
+    for tab in TABS:
+        visitor.turn_to(tab)
+        pictures = visitor.find("img").filter(visible=True).all()
+        assert all(picture.get_attribute("alt") is not None for picture in pictures)
+
+
+# A picture comes in.
+
+
+def test_pictures_are_uploaded_pasted_dropped_and_chosen(visitor):
+    visitor.button("As JSON").click()
+    for name, data in (("first.png", png(1)), ("second.jpg", encode(draw(2, 300, 200), "JPEG"))):
+        visitor.upload(name, data)
+        visitor.sees_answer(name, data)
+        about = rf"^It sees no more than these 32 × 32 pixels; {SHIPPED} answered in \d+ ms\.$"
+        expect(visitor.find("#answer .about p")).to_have_text(re.compile(about))
+        expect(visitor.find("#json")).to_contain_text(name)
+        shown = json.loads(visitor.find("#json .json-holder").inner_text())
+        expected = [vars(prediction) for prediction in visitor.app.answer(data)[0]]
+        assert shown.pop("seconds") > 0 and (shown.pop("engine"), shown.pop("precision")) == ("kernel", "float32")
+        assert shown == {"image": name, "model": SHIPPED, "predictions": expected}
+    visitor.transfer("paste", "pasted.png", png(3))
+    visitor.sees_answer("pasted.png", png(3))
+    for number, place in enumerate(("#title h1", "#stage .picture", "#source button", "#answer .bar")):
+        visitor.transfer("drop", f"dropped {number}.png", png(4 + number), onto=place)
+        visitor.sees_answer(f"dropped {number}.png", png(4 + number))
+    for name, picture in reversed(visitor.app.examples.items()):
+        visitor.button(f"Example: {name}").click()
+        visitor.sees_answer(name, picture)
+
+
+def test_an_answer_is_small(visitor, photos):
+    network, urls, received = visitor.page.context.new_cdp_session(visitor.page), {}, []
+    network.send("Network.enable")
+    network.on("Network.requestWillBeSent", lambda event: urls.update({event["requestId"]: event["request"]["url"]}))
+    network.on("Network.dataReceived", lambda event: received.append((event["requestId"], event["dataLength"])))
+    noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    pictures = {"pizza.jpg": (photos / "pizza.jpg").read_bytes(), "noise.png": encode(Image.fromarray(noise))}
+    for name, data in pictures.items():
+        received.clear()
+        with visitor.waits_for_the_server():
+            visitor.upload(name, data)
+        visitor.sees_picture(name)
+        assert 5_000 < sum(size for request, size in received if "/gradio_api/" in urls.get(request, "")) < 60_000, name
+
+
+def turned() -> bytes:
+    """A picture, red above and blue below, that lies on its side and says so."""
+    picture, exif = Image.new("RGB", (60, 100), "blue"), Image.Exif()
+    picture.paste("red", (0, 0, 60, 50))
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    return encode(picture.transpose(Image.Transpose.ROTATE_90), exif=exif)
+
+
+def test_odd_pictures_are_answered(visitor):
+    grey = Image.fromarray(np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64))
+    clear, heic = draw(6).convert("RGBA"), io.BytesIO()
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    pillow_heif.from_pillow(draw(3, 300, 200)).save(heic)
+    odd = {
+        "phone.HEIC": heic.getvalue(),
+        "sixteen bits.png": encode(grey),
+        "see through.png": encode(clear),
+        "one row.png": encode(draw(7, 3000, 1)),
+        "späß & <b>图.png": png(8),
+        "turned.png": turned(),
+    }
+    for name, data in odd.items():
+        visitor.upload(name, data)
+        visitor.sees_answer(name, data)
+        expect(visitor.find("#stage .picture")).to_be_in_viewport()
+    shown = decoded(visitor.find("#stage .picture").get_attribute("src"))
+    assert shown.size == (60, 100)
+    assert shown.getpixel((30, 10))[0] > 200 and shown.getpixel((30, 90))[2] > 200
+
+
+JPEG = encode(draw(5, 400, 300), "JPEG")
+BAD = {
+    "Empty.png": (b"", "empty"),
+    "Drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "cannot be read"),
+    "Phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "supported formats are JPEG"),
+    "Cut.jpg": (JPEG[: len(JPEG) // 2], "damaged or cut short"),
+    "Bomb.png": (png_bomb(20_000), "20000 x 20000 pixels"),
+    "<img src=x onerror=alert(1)> ${1+1} {{x}} 图.png": (b"x", "cannot be read as a picture"),
+}
+
+
+def test_a_file_that_is_no_picture_is_named_with_the_reason(visitor):
+    for name, (data, reason) in BAD.items():
+        visitor.upload(name, data)
+        visitor.sees_problem(name, reason)
+    visitor.sees_answer("bird", visitor.app.examples["bird"])
+    visitor.expected_troubles.append('Error   × File(s) exceed the maximum allowed size of 20.0 Mb: "Huge.png"')
+    visitor.upload("Huge.png", bytes(20 * 2**20 + 1))
+    expect(visitor.page.get_by_text("Huge.png")).to_be_visible()
+    visitor.upload("good.png", png(1))
+    visitor.sees_answer("good.png", png(1))
+    visitor.sees_no_problem()
+
+
+def test_a_page_whose_picture_is_gone_says_so_and_keeps_it_in_view(visitor):
+    visitor.upload("mine.png", png(1))
+    visitor.sees_answer("mine.png", png(1))
+    for path in visitor.app.uploads.rglob("mine.png"):  # as by a restart
+        path.unlink()
+    visitor.choose(SECOND)
+    visitor.sees_problem("Your picture is no longer here", "restarted; add it again")
+    visitor.sees_picture("mine.png")
+    visitor.upload("again.png", png(2))
+    visitor.sees_answer("again.png", png(2), SECOND)
+
+
+# Its heat maps.
+
+
+def test_heat_maps_are_chosen_and_how_they_are_shown_lasts(visitor):
+    first, _, third, *_ = (each.label for each in visitor.app.answer(visitor.app.examples["bird"])[0])
+    visitor.bar(third).click()
+    visitor.sees_heat_map_of(third)
+    with visitor.waits_for_the_server():  # who only looks at the models keeps it
+        visitor.picker().focus()
+        visitor.picker().blur()
+    visitor.sees_heat_map_of(third)
+    visitor.bar(third).click()
+    expect(visitor.layer()).to_have_count(0)
+    expect(visitor.find("#stage .picture")).to_have_css("filter", "none")
+    visitor.bar(first).click()
+    visitor.sees_heat_map_of(first)
+    visitor.page.get_by_label("Heat map", exact=True).fill("35")
+    expect(visitor.layer()).to_have_css("opacity", "0.35")
+    assert visitor.find(".legend").inner_text().split() == ["none", "strongest"]
+    visitor.page.get_by_text("For and against").click()
+    assert visitor.find(".legend").inner_text().split() == ["against", "strongest", "for"]
+    visitor.sees_heat_map_of("bird", signed=True)
+    visitor.upload("next.png", png(1))
+    visitor.sees_answer("next.png", png(1))
+    visitor.sees_heat_map_of(visitor.app.answer(png(1))[0][0].label, signed=True)
+    expect(visitor.layer()).to_have_css("opacity", "0.35")
+
+
+def test_without_a_mouse(visitor):
+    keyboard, passed = visitor.page.keyboard, []
+    while passed.count("bar") < 2 and len(passed) < 60:
+        keyboard.press("Tab")
+        passed.append(visitor.page.evaluate("document.activeElement.id || document.activeElement.className"))
+        focused = visitor.page.locator(":focus")
+        if passed[-1] == "opacity":
+            keyboard.press("ArrowLeft")
+            expect(visitor.layer()).to_have_css("opacity", "0.79")
+        elif focused.get_attribute("name") == "kind":
+            keyboard.press("ArrowRight")
+            visitor.sees_heat_map_of("bird", signed=True)
+    assert "opacity" in passed and passed.count("bar") == 2, passed
+    assert "3px" in focused.evaluate("element => getComputedStyle(element).outline")
+    keyboard.press("Enter")
+    visitor.sees_heat_map_of(focused.locator(".label").inner_text(), signed=True)
+    keyboard.press("Space")
+    expect(visitor.layer()).to_have_count(0)
+    visitor.picker().focus()
+    for key in ("ArrowDown", "Enter"):
+        keyboard.press(key)
+    visitor.sees_answer("bird", visitor.app.examples["bird"], SECOND)
+
+
+# The address, and what is sent on.
+
+
+def sees_address(visitor, query: str) -> None:
+    expect(visitor.page).to_have_url(re.compile(re.escape(f"{visitor.app.client.url}/{query}") + "$"))
+
+
+def test_the_address_keeps_what_is_shown_over_reload_back_and_forward(visitor):
+    sees_address(visitor, "")
+    ship = visitor.app.examples["ship"]
+    visitor.button("Example: ship").click()
+    sees_address(visitor, "?picture=ship")
+    visitor.choose(SECOND)
+    sees_address(visitor, f"?picture=ship&model={SECOND}")
+    third = visitor.app.answer(ship, SECOND)[0][2].label
+    visitor.bar(third).click()
+    query = f"?picture=ship&model={SECOND}&class={third.replace(' ', '+')}"
+    sees_address(visitor, query)
+    visitor.page.reload()
+    visitor.sees_answer("ship", ship, SECOND)
+    visitor.sees_heat_map_of(third)
+    expect(visitor.picker()).to_have_value(re.compile(f"^{SECOND} "))
+    visitor.turn_to("Batch")
+    sees_address(visitor, f"{query}&tab=Batch")
+    visitor.page.go_back()
+    expect(visitor.find('html[data-tab="Answer"]')).to_be_attached()
+    visitor.page.go_back()
+    visitor.sees_answer("ship", ship)
+    visitor.page.go_forward()
+    visitor.sees_answer("ship", ship, SECOND)
+    visitor.upload("mine.png", png(1))
+    visitor.sees_answer("mine.png", png(1), SECOND)
+    sees_address(visitor, f"?model={SECOND}")  # nobody else has got the picture
+    visitor.page.reload()
+    visitor.sees_problem("mine.png went with the reload; choose it again")
+    visitor.button("Example: ship").click()
+    visitor.sees_answer("ship", ship, SECOND)
+    visitor.sees_no_problem()
+
+
+@pytest.mark.parametrize("query", ["?model=nonsense&tab=No", "?picture=%3Cimg%20src=x%3E&class=x"])
+def test_an_address_that_names_nothing_opens_the_page(visitor, query):
+    visitor.page.goto(f"{visitor.app.client.url}/{query}")
+    visitor.sees_answer("bird", visitor.app.examples["bird"])
+
+
+def test_an_answer_is_saved_as_a_card(visitor):
+    with visitor.page.expect_download() as download:
+        visitor.button("Save this answer").click()
+    assert download.value.suggested_filename == "convmixer-bird.png"
+    card = Image.open(download.value.path())
+    pixels = np.asarray(card.convert("RGB"))
+    assert card.size == (1200, 630)
+    assert pixels[30:600, 30:600].std() > 20 and pixels[60:140, 640:900].min() < 80  # the picture, the best label
+    assert (pixels[148:162, 640:1100] == (0xD9, 0x48, 0x0F)).all()  # its bar
