@@ -30,12 +30,10 @@ def pictures() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_equals_torchvisions(pictures, name):
-    """Pillow's images, which the authors' script changes, differ by rounding and by nearest-neighbour ties alone."""
     operation, value_at, signed = OPERATIONS[name]
     values, expected_sign = transforms.RandAugment()._augmentation_space(31, (SIZE, SIZE))[name]
     assert signed == expected_sign
     in_pixels = SIZE if name.startswith("Translate") else 1  # ours are shares of the side
-    far_from_pillow = []
     for magnitude, sign in [(0, 1), (12, 1), (30, -1 if signed else 1)]:
         theirs = sign * float(values[magnitude] if values.ndim else values)
         assert sign * value_at(magnitude) * in_pixels == pytest.approx(theirs, abs=1e-5)
@@ -43,11 +41,6 @@ def test_each_operation_equals_torchvisions(pictures, name):
         for picture, ours in zip(pictures, changed, strict=True):
             expected = autoaugment._apply_op(picture, name, theirs, InterpolationMode.NEAREST, None)
             assert (ours.int() - expected.int()).abs().max() <= 1, magnitude  # another order of additions
-            if magnitude == 12:
-                image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-                image = autoaugment._apply_op(image, name, theirs, InterpolationMode.NEAREST, None)
-                far_from_pillow.append(np.abs(np.asarray(image, np.int16) - ours.permute(1, 2, 0).numpy()).max(-1) > 1)
-    assert np.mean(far_from_pillow) < 0.02
 
 
 def test_randaugment_gives_each_picture_one_operation_evenly(pictures):

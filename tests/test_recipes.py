@@ -18,7 +18,7 @@ from conftest import ROOT
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
 
-from convmixer.config import ConvMixerConfig, count_parameters
+from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from train.data.batches import training_transform
 from train.loop import Finish
@@ -41,11 +41,14 @@ def optimizer_of(recipe: Recipe) -> tuple:
 
 def test_the_imagenet_recipes_are_the_authors_command(picture):
     recipe = RECIPES["imagenet_1536_20"]
-    for name, epochs in (("imagenet_768_32", 300), ("imagenet_1024_20", 150)):  # of the latter none are published
-        assert RECIPES[name] == replace(recipe, name=name, epochs=epochs, model=RECIPES[name].model)
+    for name, epochs, model in (
+        ("imagenet_768_32", 300, ConvMixerConfig(768, 32, kernel_size=7, patch_size=7, activation="relu")),
+        ("imagenet_1024_20", 150, ConvMixerConfig(1024, 20, kernel_size=9, patch_size=14)),  # no epochs are published
+    ):
+        assert RECIPES[name] == replace(recipe, name=name, epochs=epochs, model=model)
     assert recipe == Recipe(
         name="imagenet_1536_20",
-        model=recipe.model,
+        model=ConvMixerConfig(1536, 20, kernel_size=9, patch_size=7),
         preprocessing=IMAGENET,
         epochs=150,
         batch_size=640,  # distributed_train.sh 10, -b 64
@@ -117,21 +120,6 @@ def test_the_cifar_recipes_are_the_authors_commands(name, epochs, rest):
         assert vars(finish.erasing) == vars(theirs)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "activation"),
-    [
-        ("imagenet_1536_20", 51_625_960, "gelu"),
-        ("imagenet_768_32", 21_110_248, "relu"),
-        ("imagenet_1024_20", 24_383_464, "gelu"),
-        ("cifar10", 594_186, "gelu"),
-        ("cifar10_paper", 706_570, "gelu"),
-    ],
-)
-def test_published_networks(name, parameters, activation):
-    model = RECIPES[name].model
-    assert (count_parameters(model), model.activation) == (parameters, activation)
-
-
 def test_every_recipe_has_its_command_and_the_command_gives_it():
     source, names = (ROOT / "train" / "recipes.py").read_text(), []
     for launcher, arguments in re.findall(r"# (torchrun [^\n]*|python )train/run\.py ([^\n]*)", source):
@@ -165,7 +153,6 @@ def test_the_published_learning_rates_of_epochs_0_to_24():
 
 @pytest.mark.parametrize("epochs", [1, 2, 4, 7])
 def test_any_run_comes_near_its_peak_and_moves_at_every_step(epochs):
-    """``--epochs 1``, too, where whole epochs would leave no time for the way up."""
     recipe = replace(RECIPES["cifar10"], epochs=epochs, lr=1.0)
     rates = [rate_at_step(recipe, epoch, step, 20) for epoch in range(epochs) for step in range(20)]
     assert max(rates) == 1.0 and 0 < rates[0] < 0.2 and rates[-1] == 0.0
@@ -176,7 +163,6 @@ def test_any_run_comes_near_its_peak_and_moves_at_every_step(epochs):
     ("sched", "warmup", "rates"),
     [
         ("cosine", 0, {0: 1.0, 10: 0.5, 15: (1 - 2**-0.5) / 2}),
-        ("poly", 0, {0: 1.0, 5: 0.75, 10: 0.5, 19: 0.05}),
         ("constant", 2, {0: 0.0, 1: 0.25, 2: 0.5, 4: 1.0, 19: 1.0}),
         ("wsd", 1, {0: 0.0, 1: 0.5, 2: 1.0, 15: 1.0, 18: 1 - 0.5**0.5}),
         ("onecycle", 0, {7: 1.0, 15: 0.05, 19: 0.0}),

@@ -1,6 +1,5 @@
 """Samples for the DataLoader: broken pictures named, left out or replaced, and every picture of a stream given once."""
 
-import io
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from convmixer.images import load_image
-from train.data.samples import MapSamples, StreamSamples, as_timm, data_error_line
+from train.data.samples import MapSamples, StreamSamples, data_error_line
 from train.data.sources import open_source
 from train.errors import DataError
 
@@ -43,7 +42,7 @@ def test_broken_pictures_are_named_and_left_out_or_replaced(tmp_path):
     source = open_source(str(write_folder(tmp_path / "set", files)), "train")
     (tmp_path / "set/dog 10/5.png").unlink()
     broken = {"cat/0.JPEG": "is empty", "cat/2.JPEG": "cut short", "dog 2/4.JPEG": "cannot be read as a picture"}
-    broken["dog 10/5.png"] = "No such file"
+    broken |= {"dog 10/5.png": "No such file"}
     left_out, replaced = MapSamples(source, np.asarray, 0, False), MapSamples(source, np.asarray, 0, True)
     for index in range(24):
         (image, label, messages), (other, other_label, same) = left_out[0, index], replaced[0, index]
@@ -75,24 +74,18 @@ def test_pictures_that_are_too_large_are_named_and_left_out(tmp_path):
         assert len(said(samples)) + len(images) == 24 and all("more than the 1,000" in line for line in said(samples))
 
 
-@pytest.mark.parametrize("decode", [load_image, as_timm])
-def test_pictures_are_decoded_as_every_door_does_or_as_timm_does(tmp_path, decode):
+def test_pictures_are_decoded_as_every_door_does(tmp_path):
     """Turned as EXIF says, not as XMP says, and their colour profile applied, from files and from shards."""
     picture = Image.new("RGB", (32, 16), (200, 40, 40))
     kinds = ({"exif": exif(6)}, {"icc_profile": WIDE_PROFILE}, {"xmp": b'<tiff:Orientation="6"/>'})
     odd = [encode_as(picture, "JPEG", **options) for options in kinds]
-    if decode is load_image:
-        expected = [np.asarray(load_image(content)) for content in odd]
-        assert [image.shape for image in expected] == [(32, 16, 3), (16, 32, 3), (16, 32, 3)]
-    else:
-        expected = [np.asarray(Image.open(io.BytesIO(content))) for content in odd]
-    source = open_source(
-        str(write_folder(tmp_path / "set/cat", {f"{i}.jpg": c for i, c in enumerate(odd)}).parent), "val"
-    )
-    for index, image in enumerate(expected):
-        assert np.array_equal(MapSamples(source, np.asarray, 0, False, decode)[0, index][0], image)
+    expected = [np.asarray(load_image(content)) for content in odd]
+    assert [image.shape for image in expected] == [(32, 16, 3), (16, 32, 3), (16, 32, 3)]
+    folder = write_folder(tmp_path / "set", {f"cat/{i}.jpg": content for i, content in enumerate(odd)})
+    source = MapSamples(open_source(str(folder), "val"), np.asarray, 0, False)
+    assert all(np.array_equal(source[0, index][0], image) for index, image in enumerate(expected))
     shards = write_shards(tmp_path / "shards", broken=dict(enumerate(odd)))
-    assert whole(stream(shards, decode=decode)).keys() > {image.tobytes() for image in expected}
+    assert whole(stream(shards)).keys() > {image.tobytes() for image in expected}
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
