@@ -56,10 +56,6 @@ def texts(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
 
 
-def front_matter(card: str) -> dict:
-    return yaml.safe_load(card.split("---\n")[1])
-
-
 def tables(card: str) -> list[list[list[str]]]:
     """The card's tables as rows of cells; an escaped bar does not end a cell."""
     found = re.findall(r"(?:^\|.*\|\n)+", card, flags=re.MULTILINE)
@@ -72,9 +68,8 @@ def test_the_card_says_what_the_run_measured_and_how_it_was_made():
     card = model_card(CHECKPOINT, HISTORY, CONFUSION)
     data = ModelCard(card).data
     (result,) = data.eval_results
-    assert (data.library_name, data.pipeline_tag) == ("convmixer", "image-classification")
-    assert (data.model_name, result.dataset_name) == ("convmixer_16_2_pets", "pets hold-out")
-    assert (result.task_type, result.metric_type, result.metric_value) == ("image-classification", "accuracy", 90.0)
+    assert (data.library_name, data.model_name) == ("convmixer", "convmixer_16_2_pets")
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("pets hold-out", "accuracy", 90.0)
     rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for table in tables(card) for row in table}
     assert rows["parameters"] == ["1,795"] and rows["precision"] == ["bfloat16 (autocast)"]
     assert rows["top-1"] == ["90.00 %"] and rows["top-5"] == ["99.50 %"] and rows["pictures"] == ["60"]
@@ -99,7 +94,7 @@ def test_what_the_run_does_not_know_is_left_out():
         (replace(CHECKPOINT, accuracy=unmeasured), [HISTORY[1]], np.zeros((3, 3), np.int64)),
     ):
         card = model_card(checkpoint, history, confusion)
-        assert "model-index" not in front_matter(card) and "Nothing was measured." in card
+        assert "model-index" not in yaml.safe_load(card.split("---\n")[1]) and "Nothing was measured." in card
         assert not re.search(r"\b(None|nan|unknown|top-1 \||Best epoch|confusion\.png)\b", card)
 
 
@@ -109,9 +104,7 @@ def test_what_limits_the_weights_is_said():
         ({"best": True, "epochs": 3}, "The weights after epoch 3 of 7, the best one on the held-out pictures."),
         ({"recipe": {"weights": "shipped_one"}}, r"started from the weights of shipped\_one"),
     ):
-        trained = replace(CHECKPOINT, training=CHECKPOINT.training | training)
-        assert said in model_card(trained, HISTORY, CONFUSION)
-    assert said not in model_card(CHECKPOINT, HISTORY, CONFUSION)
+        assert said in model_card(replace(CHECKPOINT, training=CHECKPOINT.training | training), HISTORY, CONFUSION)
 
 
 def test_names_from_outside_cannot_break_the_card():
@@ -119,9 +112,8 @@ def test_names_from_outside_cannot_break_the_card():
     accuracy = CHECKPOINT.accuracy | {"data": name + "| x"}
     card = model_card(replace(CHECKPOINT, name=name, labels=labels, accuracy=accuracy), HISTORY, CONFUSION)
     card.encode()
-    (result,) = front_matter(card)["model-index"]
-    names = (result["name"], result["results"][0]["dataset"]["name"])
-    assert names == ('a "b": {c} --- é 猫', 'a "b": {c} --- é 猫| x')
+    (result,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    assert result["name"] + "| x" == result["results"][0]["dataset"]["name"] == 'a "b": {c} --- é 猫| x'
     assert r"x\|y \*z\* \<b\>\`\_\$" in card
     assert all(len({len(row) for row in table}) == 1 for table in tables(card))
 
@@ -149,20 +141,18 @@ def test_the_commands_of_the_card_are_understood(random_checkpoint, picture, tmp
 
 
 def test_curves_show_what_was_measured_and_only_that(tmp_path, figures):
-    draw_curves(tmp_path / "curves.png", HISTORY, "$a$ run")
+    unknown = dict.fromkeys(("train_top1", "held_out_loss", "held_out_top1"), math.nan)
+    for history, missing in ((HISTORY, 0), ([row | unknown for row in HISTORY], 1), ([], 3)):
+        draw_curves(tmp_path / "curves.png", history, "$a$ run")
+        assert texts(figures[-1]).count("not measured") == missing
     loss, top1, lr = figures[0].axes
     train, held_out = loss.lines
     assert train.get_xydata().tolist() == [[row["epoch"], row["train_loss"]] for row in HISTORY]
     assert held_out.get_xydata().tolist() == [[epoch, 3 / epoch] for epoch in (1, 3, 5, 7)]
-    assert held_out.get_marker() == "o" and train.get_marker() in (None, "None")
+    assert held_out.get_marker() == "o"  # it has gaps
     assert [line.get_label() for line in top1.lines[:2]] == ["train", "held-out"]
     assert lr.lines[0].get_ydata().tolist() == [row["lr"] for row in HISTORY]
-    assert {"loss", "top-1 accuracy (%)", "learning rate", "epoch", "$a$ run"} <= set(texts(figures[0]))
-    assert "held-out, best: 54.00 % after epoch 7" in texts(figures[0])
-    unknown = dict.fromkeys(("train_top1", "held_out_loss", "held_out_top1"), math.nan)
-    for history, missing in (([row | unknown for row in HISTORY], 1), ([], 3), (HISTORY[:1], 0)):
-        draw_curves(tmp_path / "some.png", history, "what is not measured")
-        assert texts(figures[-1]).count("not measured") == missing
+    assert {"$a$ run", "held-out, best: 54.00 % after epoch 7"} <= set(texts(figures[0]))
 
 
 def test_every_cell_of_few_classes_has_its_colour_and_its_number(tmp_path, figures):
