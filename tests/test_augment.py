@@ -86,16 +86,12 @@ def test_jitter_equals_torchvisions_three_adjustments(pictures):
     assert 0.8 <= factors.min() < 0.85 and 1.15 < factors.max() <= 1.2
 
 
-def test_half_of_the_pictures_are_mirrored_and_a_seed_gives_the_same_again(pictures):
-    def changed(images: torch.Tensor, settings: Augmentation, seed: int = 0) -> torch.Tensor:
-        return augment(images, settings, draw(len(images), SIZE, settings, np.random.default_rng(seed)))
+def test_half_of_the_pictures_are_mirrored(pictures):
+    def changed(settings: Augmentation) -> torch.Tensor:
+        return augment(many, settings, draw(1000, SIZE, settings, np.random.default_rng(0)))
 
     many = pictures[5:6].expand(1000, -1, -1, -1)
-    mirrored = (changed(many, Augmentation()) == pictures[5].flip(2)).flatten(1).all(1)
-    as_it_was = (changed(many, Augmentation()) == pictures[5]).flatten(1).all(1)
+    mirrored = (changed(Augmentation()) == pictures[5].flip(2)).flatten(1).all(1)
+    as_it_was = (changed(Augmentation()) == pictures[5]).flatten(1).all(1)
     assert (mirrored ^ as_it_was).all() and 440 < mirrored.sum() < 560
-    assert torch.equal(changed(pictures, Augmentation(flip=0.0)), pictures)
-    settings = Augmentation(scale=0.6, ra_n=2, ra_m=12, jitter=0.2)
-    first, again, other = (changed(pictures, settings, seed) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert (first.dtype, first.shape) == (torch.uint8, pictures.shape)
+    assert torch.equal(changed(Augmentation(flip=0.0)), many)

@@ -1,12 +1,10 @@
 """CIFAR-10 and CIFAR-100 in their two layouts, and the splits."""
 
 import hashlib
-import io
 import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
 from train.data.cifar import CIFAR10_CLASSES, DataError, LabelledImages, load_cifar, split_cifar
@@ -89,13 +87,3 @@ def test_the_splits_of_the_real_sizes():
         assert np.array_equal(train.labels, indices[:first]) and np.array_equal(held_out.images, indices[first:last])
         assert held_out.name == f"CIFAR-10 {kind} (training images {first}-{last - 1})"
     assert split_cifar(whole, "full", test_set=held_out) == (whole, held_out)
-
-
-def test_test_pictures_that_went_through_jpeg_are_told_apart(cifar10_folder, picture):
-    assert load_cifar(cifar10_folder, train=False).name == "CIFAR-10 test"
-    records = []
-    for seed in range(20):
-        picture(32, 32, seed).convert("L").save(jpeg := io.BytesIO(), "JPEG", quality=75)
-        records.append([seed % 10, *np.tile(np.asarray(Image.open(jpeg)).ravel(), 3)])
-    np.array(records, np.uint8).tofile(cifar10_folder / "cifar-10-batches-bin" / "test_batch.bin")
-    assert load_cifar(cifar10_folder, train=False).name == "CIFAR-10 test, JPEG q75"

@@ -5,7 +5,6 @@ import csv
 import fcntl
 import io
 import math
-import os
 import pty
 import re
 import struct
@@ -70,13 +69,12 @@ def terminal(columns: int, encoding: str = "utf-8") -> tuple[int, TextIO]:
 
 
 def sent(reader: int, writer: TextIO) -> str:
-    """What was written, a few kilobytes at most; closes both sides."""
+    """What was written, a few kilobytes at most."""
     writer.close()
     received = b""
-    with contextlib.suppress(OSError):  # Linux says so when the other side is closed
-        while part := os.read(reader, 4096):
+    with contextlib.suppress(OSError), open(reader, "rb", 0) as file:  # Linux says so when the other side is closed
+        while part := file.read(4096):
             received += part
-    os.close(reader)
     return received.decode().replace("\r\n", "\n")
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-from collections.abc import Callable
 
 import pytest
 from conftest import write_cifar10
@@ -51,21 +50,19 @@ def test_a_folder_with_a_broken_picture(run, tmp_path):
     assert "--data pets" in checkpoint.training["command"]
     assert Classifier(str(tmp_path / "run" / "model.safetensors")).classify(pets / "train/cat/0.JPEG")
 
-    def refused(change: Callable, undo: Callable) -> str:
+    cat, bat = pets / "train/cat", pets / "train/bat"
+    for change, undo, said in (
+        (lambda: cat.rename(bat), lambda: bat.rename(cat), "class 0 is 'bat' and was 'cat'"),
+        (
+            (cat / "0.JPEG").unlink,
+            lambda: write_folder(cat.parent, pictures()),
+            "7 training pictures are 'cat' and 8 were",
+        ),
+    ):
         change()
         code, _, error = run("--data", pets, "--resume")
         undo()
-        assert (code, error.count("\n")) == (2, 1)
-        return error
-
-    cat, cow, bat = pets / "train/cat", pets / "train/cow", pets / "train/bat"
-    assert "class 0 is 'bat' and was 'cat'" in refused(lambda: cat.rename(bat), lambda: bat.rename(cat))
-    assert "it has 4 classes and had 3" in refused(
-        lambda: write_folder(cow, {"1.png": b"x"}), lambda: shutil.rmtree(cow)
-    )
-    assert "7 training pictures are 'cat' and 8 were; give the data that it began with, or --out" in refused(
-        (cat / "0.JPEG").unlink, lambda: write_folder(cat.parent, pictures())
-    )
+        assert (code, error.count("\n")) == (2, 1) and said in error
     assert run("--data", pets, "--resume")[0] == 0
 
 
