@@ -94,17 +94,20 @@ def test_what_the_run_does_not_know_is_left_out():
         (replace(CHECKPOINT, accuracy=unmeasured), [HISTORY[1]], np.zeros((3, 3), np.int64)),
     ):
         card = model_card(checkpoint, history, confusion)
-        assert "model-index" not in yaml.safe_load(card.split("---\n")[1]) and "Nothing was measured." in card
+        assert "model-index" not in card and "Nothing was measured." in card
         assert not re.search(r"\b(None|nan|unknown|top-1 \||Best epoch|confusion\.png)\b", card)
 
 
-def test_what_limits_the_weights_is_said():
-    for training, said in (
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
         ({"epochs": 2, "finished": False}, "**This run is not finished.** It stands after epoch 2 of 7."),
         ({"best": True, "epochs": 3}, "The weights after epoch 3 of 7, the best one on the held-out pictures."),
         ({"recipe": {"weights": "shipped_one"}}, r"started from the weights of shipped\_one"),
-    ):
-        assert said in model_card(replace(CHECKPOINT, training=CHECKPOINT.training | training), HISTORY, CONFUSION)
+    ],
+)
+def test_what_limits_the_weights_is_said(training, said):
+    assert said in model_card(replace(CHECKPOINT, training=CHECKPOINT.training | training), HISTORY, CONFUSION)
 
 
 def test_names_from_outside_cannot_break_the_card():

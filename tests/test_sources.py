@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,30 +21,18 @@ from train.errors import DataError
 PNG = encode(1, "PNG")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def caches(tmp_path_factory):
-    """As HF_HOME and HF_HUB_OFFLINE do it."""
+@pytest.fixture(scope="module")
+def at(tmp_path_factory) -> Iterator[Path]:
+    """Data of every kind, which no test changes; and no network, as HF_HUB_OFFLINE does it."""
     import datasets
     import huggingface_hub
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        yield
-
-
-@pytest.fixture(scope="module")
-def at(tmp_path_factory) -> Path:
-    """Data of every kind; no test changes it."""
-    import datasets
 
     root = tmp_path_factory.mktemp("data")
     for split, seed in (("train", 0), ("validation", 1000)):
         write_folder(root / "pets" / split, pictures(seed))
         write_tar(root / "tars" / f"{split}.tar", pictures(seed))
-    write_folder(root / "tested/train", pictures())
-    write_folder(root / "tested/test", pictures(1000))
-    write_folder(root / "other/train", pictures())
+    for folder in ("tested/train", "tested/test", "other/train"):
+        write_folder(root / folder, pictures())
     write_folder(root / "other/val", {f"{name}/0.png": PNG for name in ("cat", "cow")})
     write_folder(root / "ones", {f"{name}/0.png": PNG for name in CLASSES})
     write_shards(root / "shards")
@@ -51,7 +40,10 @@ def at(tmp_path_factory) -> Path:
     write_parquet(root / "named", [i % 3 for i in range(9)], datasets.ClassLabel(names=list(CLASSES)))
     write_parquet(root / "numbers", [0, 1, 0])
     write_parquet(root / "words", [CLASSES[i % 3] for i in range(9)])
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        yield root
 
 
 def samples(source) -> list:
@@ -82,8 +74,7 @@ def test_everything_is_read_as_timm_reads_it(at, capfd, data, split, name, their
     kind, root = theirs
     expected = list(create_dataset(kind.format(at), root and str(at / root), split=split.removesuffix("idation")))
     capfd.readouterr()
-    source = open_source(data.format(at), split)
-    ours = samples(source)
+    ours = samples(source := open_source(data.format(at), split))
     assert capfd.readouterr() == ("", "")
     assert (source.name, len(source)) == (name, len(expected)) and len(expected) >= 9
     assert source.classes == (("class 0", "class 1", "class 2") if source.streaming else CLASSES)
