@@ -46,25 +46,19 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def write_shards(folder: Path, shards: int = 4, broken: dict[int, bytes] | None = None, info: bool = True) -> Path:
-    """24 samples over the shards; a label is the sample's number modulo 3."""
-    lengths = []
-    for shard in range(shards):
-        numbers = range(shard, 3 * EACH, shards)
-        lengths.append(len(numbers))
+def write_shards(folder: Path, broken: dict[int, bytes] | None = None, info: bool = True) -> Path:
+    """24 samples over 4 shards; a label is the sample's number modulo 3."""
+    shards = [f"part-{shard}.tar" for shard in range(4)]
+    for shard, name in enumerate(shards):
         files = {}
-        for number in numbers:
+        for number in range(shard, 24, 4):
             files[f"{number:04}.jpg"] = (broken or {}).get(number, encode(number))
             files[f"{number:04}.cls"] = str(number % 3).encode()
-        write_tar(folder / f"part-{shard}.tar", files)
-    split = {
-        "name": "train",
-        "num_samples": 3 * EACH,
-        "filenames": [f"part-{shard}.tar" for shard in range(shards)],
-        "shard_lengths": lengths,
-    }
+        write_tar(folder / name, files)
     if info:
-        (folder / "_info.json").write_text(json.dumps({"splits": {"train": split, "val": split | {"name": "val"}}}))
+        split = {"num_samples": 24, "filenames": shards, "shard_lengths": [6] * 4}
+        splits = {name: split | {"name": name} for name in ("train", "val")}
+        (folder / "_info.json").write_text(json.dumps({"splits": splits}))
     return folder
 
 

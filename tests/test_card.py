@@ -32,7 +32,6 @@ CHECKPOINT = Checkpoint(
     preprocessing=CIFAR10,
     training={
         "recipe": {"name": "pets", "epochs": 7, "augmentation": AUGMENTATION},
-        "data": "pets (images 0-99)",
         "epochs": 7,
         "commit": "0123abc-dirty",
         "seconds": 4985.0,
@@ -56,6 +55,10 @@ def texts(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
 
 
+def card_of(history=HISTORY, confusion=CONFUSION, **changes) -> str:
+    return model_card(replace(CHECKPOINT, **changes), history, confusion)
+
+
 def tables(card: str) -> list[list[list[str]]]:
     """The card's tables as rows of cells; an escaped bar does not end a cell."""
     found = re.findall(r"(?:^\|.*\|\n)+", card, flags=re.MULTILINE)
@@ -65,7 +68,7 @@ def tables(card: str) -> list[list[list[str]]]:
 def test_the_card_says_what_the_run_measured_and_how_it_was_made():
     from huggingface_hub import ModelCard
 
-    card = model_card(CHECKPOINT, HISTORY, CONFUSION)
+    card = card_of()
     data = ModelCard(card).data
     (result,) = data.eval_results
     assert (data.library_name, data.model_name) == ("convmixer", "convmixer_16_2_pets")
@@ -83,37 +86,29 @@ def test_the_card_says_what_the_run_measured_and_how_it_was_made():
     confusions = re.findall(r"- (.+): (.+) taken for (.+)", card)
     assert confusions == [("5 of 50", "cat", "dog"), ("1 of 10", "dog", "cat")]
     assert "Best epoch of the run: 7, with 54.00 % top-1." in card and "evaluated 4 times" in card
-    assert CHECKPOINT.training["command"] in card.splitlines()
-    assert "(curves.png)" in card and "(confusion.png)" in card
+    assert CHECKPOINT.training["command"] in card.splitlines() and "(curves.png)" in card and "(confusion.png)" in card
 
 
-def test_what_the_run_does_not_know_is_left_out():
+def test_what_the_run_does_not_know_is_left_out_and_what_limits_the_weights_is_said():
     unmeasured = CHECKPOINT.accuracy | {"top1": math.nan, "top5": math.nan}
-    for checkpoint, history, confusion in (
-        (replace(CHECKPOINT, training={}, accuracy={}), [], None),
-        (replace(CHECKPOINT, accuracy=unmeasured), [HISTORY[1]], np.zeros((3, 3), np.int64)),
+    for card in (
+        card_of([], None, training={}, accuracy={}),
+        card_of([HISTORY[1]], np.zeros((3, 3), np.int64), accuracy=unmeasured),
     ):
-        card = model_card(checkpoint, history, confusion)
         assert "model-index" not in card and "Nothing was measured." in card
         assert not re.search(r"\b(None|nan|unknown|top-1 \||Best epoch|confusion\.png)\b", card)
-
-
-@pytest.mark.parametrize(
-    ("training", "said"),
-    [
+    for training, said in (
         ({"epochs": 2, "finished": False}, "**This run is not finished.** It stands after epoch 2 of 7."),
         ({"best": True, "epochs": 3}, "The weights after epoch 3 of 7, the best one on the held-out pictures."),
         ({"recipe": {"weights": "shipped_one"}}, r"started from the weights of shipped\_one"),
-    ],
-)
-def test_what_limits_the_weights_is_said(training, said):
-    assert said in model_card(replace(CHECKPOINT, training=CHECKPOINT.training | training), HISTORY, CONFUSION)
+    ):
+        assert said in card_of(training=CHECKPOINT.training | training)
 
 
 def test_names_from_outside_cannot_break_the_card():
     name, labels = 'a "b": {c}\n---\n\x7f\udc80 é 猫', ("x|y\n*z* <b>`_$", "dog", "")
     accuracy = CHECKPOINT.accuracy | {"data": name + "| x"}
-    card = model_card(replace(CHECKPOINT, name=name, labels=labels, accuracy=accuracy), HISTORY, CONFUSION)
+    card = card_of(name=name, labels=labels, accuracy=accuracy)
     card.encode()
     (result,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
     assert result["name"] + "| x" == result["results"][0]["dataset"]["name"] == 'a "b": {c} --- é 猫| x'
@@ -124,14 +119,14 @@ def test_names_from_outside_cannot_break_the_card():
 def test_many_classes_are_shortened_to_those_that_matter():
     labels, confusion = tuple(f"class-{i}" for i in range(100)), np.ones((100, 100), int) + np.diag(np.arange(100) + 10)
     config = replace(CHECKPOINT.config, num_classes=100)
-    card = model_card(replace(CHECKPOINT, config=config, labels=labels), HISTORY, confusion)
+    card = card_of(confusion=confusion, config=config, labels=labels)
     assert "class-19, and 80 more" in card and "class-20," not in card
     worst = next(table for table in tables(card) if "least often right" in table[0][0])
     assert [row[0].strip() for row in worst[2:]] == [f"class-{i}" for i in range(10)]
 
 
 def test_the_commands_of_the_card_are_understood(random_checkpoint, picture, tmp_path, monkeypatch, capsys):
-    card = model_card(CHECKPOINT, HISTORY, CONFUSION)
+    card = card_of()
     classify, _, export = re.search(r"```sh\n(.+)\n(.+)\n(.+)\n```", card).groups()
     for command in (classify, export):
         assert "RUN/model.safetensors" in vars(parse(command.removeprefix("python -m convmixer ").split())).values()
