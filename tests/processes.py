@@ -43,9 +43,9 @@ class Run:
     def __init__(self, server: "Server", pid: int, log: Path):
         self.server, self.pid, self.log = server, pid, log
 
-    def wait_for(self, text: str) -> None:
-        """Until the run has printed ``text``, or its process is no more."""
-        while text not in self.log.read_text() and fields_of(self.pid)[:1] not in ([], ["Z"]):
+    def wait_until_stopped(self) -> None:
+        """Until a SIGSTOP has come."""
+        while fields_of(self.pid)[:1] != ["T"]:
             time.sleep(0.002)
 
     def wait(self) -> Ended:
@@ -160,13 +160,8 @@ def torchrun(*arguments: object, bombs: list[dict], restarts: int) -> Ended:
     command += ["--max-restarts", str(restarts), SABOTEUR, *map(str, arguments)]
     environment = os.environ | ENVIRONMENT | {"BOMBS": json.dumps(bombs)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes)
-    try:
-        output = process.communicate(timeout=240 * (1 + restarts))[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)  # torchrun hands it on
-        raise
-    return Ended(process.returncode, output)
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, timeout=800, check=False, **pipes)
+    return Ended(done.returncode, done.stdout)
 
 
 def read(path: Path) -> dict:
