@@ -12,7 +12,6 @@ from convmixer.preprocessing import CIFAR10
 from train import loop
 from train.data.batches import Part, normalise
 from train.distributed import World
-from train.errors import TrainingError
 from train.loop import Finish
 from train.plan import Plan
 from train.recipe import Augmentation, Recipe
@@ -90,11 +89,6 @@ def test_training_learns(settings):
         (muon,) = [group for group in state.optimizer.param_groups if not group["use_fallback"]]
         assert [tuple(p.shape) for p in muon["params"]] == [(16, 16, 1, 1)] * 2
         assert "exp_avg_sq" not in state.optimizer.state[muon["params"][0]]
-
-
-def test_an_optimizer_whose_package_is_missing_is_one_line():
-    with pytest.raises(TrainingError, match=r"bnbadam cannot be used: .*; try --opt adamw"):
-        new_state(dataclasses.replace(TINY, opt="bnbadam"), CPU, "off")
 
 
 def finished(epoch: int = 0, step: int = 0, count: int = 8, **settings):

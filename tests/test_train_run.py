@@ -27,61 +27,51 @@ def quick(cifar10, tmp_path, call_main):
     return call
 
 
-@pytest.mark.parametrize("memory_format", ["auto", "channel_major_fused"])
-def test_a_run_folder_opens_in_every_door(quick, cifar10, tmp_path, picture, call_main, memory_format):
-    code, out, err = quick("--epochs", 2, "--memory-format", memory_format)
+@pytest.mark.parametrize(
+    ("asked", "used"), [("auto", {"channels_last", "contiguous"}), ("channel_major_fused", {"channel_major_fused"})]
+)
+def test_a_run_folder_opens_in_every_door(quick, cifar10, tmp_path, picture, call_main, asked, used):
+    code, out, err = quick("--epochs", 2, "--memory-format", asked)
     assert (code, err) == (0, "")
     assert len([line for line in out.splitlines() if "/2 " in line]) == 2
     folder = tmp_path / "run"
     files = {"best.safetensors", "last.pt", "previous.pt", "metrics.csv", "model.safetensors", "recipe.json", ".lock"}
-    files |= {"curves.png", "confusion.png", "README.md"}
-    assert {path.name for path in folder.iterdir()} == files
+    assert {path.name for path in folder.iterdir()} == files | {"curves.png", "confusion.png", "README.md"}
     assert "--epochs 2" in (folder / "README.md").read_text()  # the command as it was typed
     recipe = json.loads((folder / "recipe.json").read_text())
     assert (recipe["epochs"], recipe["model"]["dim"], recipe["weight_decay"]) == (2, 16, 0.005)
-    stands_for = {"auto": ("channels_last", "contiguous"), "channel_major_fused": ("channel_major_fused",)}
-    assert recipe["memory_format"] in stands_for[memory_format]
+    assert recipe["memory_format"] in used
 
-    checkpoint = load_checkpoint(folder / "model.safetensors")
-    assert checkpoint.name == "convmixer_16_1_cifar10"
-    assert checkpoint.training["recipe"] == recipe
-    assert (checkpoint.training["epochs"], checkpoint.training["finished"]) == (2, True)
-    assert checkpoint.training["data"] == "CIFAR-10 training set (images 0-179)"
-    assert (checkpoint.accuracy["data"], checkpoint.accuracy["images"]) == (
-        "CIFAR-10 hold-out (training images 180-199)",
-        20,
-    )
+    last, best = (load_checkpoint(folder / name) for name in ("model.safetensors", "best.safetensors"))
+    assert (last.name, last.training["recipe"]) == ("convmixer_16_1_cifar10", recipe)
+    assert (last.training["epochs"], last.training["finished"], "best" in last.training) == (2, True, False)
+    assert last.training["data"] == "CIFAR-10 training set (images 0-179)"
+    assert last.accuracy["data"] == "CIFAR-10 hold-out (training images 180-199)"
     with open(folder / "metrics.csv") as file:
-        rows = [(float(row["held_out_top1"]), int(row["epoch"])) for row in csv.DictReader(file)]
-    best = load_checkpoint(folder / "best.safetensors")
-    assert (best.training["best"], best.training["epochs"]) == (True, max(rows)[1])
-    assert best.accuracy["top1"] == pytest.approx(max(rows)[0], abs=1e-3)
-    assert "best" not in checkpoint.training
-    for name in ("model.safetensors", "best.safetensors"):
-        assert Classifier(str(folder / name)).classify(picture())[0].label in checkpoint.labels
+        top1, epoch = max((float(row["held_out_top1"]), int(row["epoch"])) for row in csv.DictReader(file))
+    assert (best.training["best"], best.training["epochs"]) == (True, epoch)
+    assert best.accuracy["top1"] == pytest.approx(top1, abs=1e-3)
+    assert Classifier(str(folder / "best.safetensors")).classify(picture())[0].label in best.labels
 
     words = ["--model", folder / "model.safetensors", "--data", cifar10, "--split", "holdout", "--json"]
     code, out, err = call_main(evaluate.main, *words)
     assert (code, err) == (0, "")
     measured = json.loads(out)
     # The run measured in mixed precision where the processor has it: one picture of the twenty may tip over.
-    assert measured["top1"] == pytest.approx(checkpoint.accuracy["top1"], abs=5.01)
-    assert measured["images"] == sum(row["images"] for row in measured["per_class"]) == 20
+    assert measured["top1"] == pytest.approx(last.accuracy["top1"], abs=5.01)
+    assert measured["images"] == last.accuracy["images"] == 20
 
 
 def test_a_finished_or_foreign_run_is_not_overwritten(quick, tmp_path):
     assert quick("--epochs", 1)[0] == 0
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     code, _, err = quick("--epochs", 1)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "--resume" in err
+    assert (code, err.count("\n")) == (2, 1) and "--resume" in err
     code, _, err = quick("--epochs", 3, "--lr", 0.1, "--resume")
     assert (code, err.count("\n")) == (2, 1)
     assert "epochs is 3 and was 1; lr is 0.1 and was 0.05; leave out --epochs to finish the 1, or" in err
-    assert "run/model.safetensors --epochs 3 --out ANOTHER" in err
     code, out, _ = quick("--epochs", 1, "--resume")
-    assert code == 0
-    assert "going on after epoch 1 of 1" in out
+    assert code == 0 and "going on after epoch 1 of 1" in out
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
@@ -97,23 +87,19 @@ def test_a_finished_or_foreign_run_is_not_overwritten(quick, tmp_path):
         (["--augmentation.ratio", 2, 1], "augmentation.ratio is (2.0, 1.0); the smaller must come first"),
         (["--recipe", "finetune", "--weights", "nothing.safetensors"], "nothing.safetensors"),
         (["--opt", "adamm"], "opt is 'adamm'; it must be one of timm's optimizers"),
+        (["--opt", "bnbadam"], "bnbadam cannot be used: "),  # its package is missing
         (["--sched", "cosine", "--epochs", 3, "--warmup-epochs", 3], "warmup_epochs is 3; it must be below epochs, 3"),
         (["--model.in-chans", 1], "model.in_chans is 1; it must be 3"),
-        (["--model.patch-size", 32, "--batch-size", 179], "a part of one picture"),
-        (["--epochs", 0], "epochs is 0; it must be at least 1"),
         (["--workers", 5000], "workers is 5000; it must be at least 0 and at most 1024"),
         (["--lr", "nan"], "lr is nan; it must be at least 0"),
-        (["--clip-grad", 0], "clip_grad is 0.0; it must be above 0"),
         (["--ema", 1], "ema is 1.0; it must be above 0 and below 1"),
-        (["--augmentation.flip", 1.5], "augmentation.flip is 1.5; it must be at least 0 and at most 1"),
     ],
 )
 def test_wrong_settings_are_one_line(quick, tmp_path, arguments, part):
     code, _, err = quick(*arguments)
-    assert code == 2
-    assert err.count("\n") == 1
+    assert (code, err.count("\n")) == (2, 1)
     assert part in err
-    assert not (tmp_path / "run").exists()  # nothing is left behind
+    assert not [*tmp_path.glob("run/[!.]*")]  # nothing is left behind
 
 
 def test_every_number_of_the_command_line_has_a_range():
@@ -122,12 +108,10 @@ def test_every_number_of_the_command_line_has_a_range():
     assert [field.name for field in numbers if "range" not in field.metadata] == []
 
 
-@pytest.mark.parametrize(("arguments", "part"), [(["--epoch", 3], "--epochs"), (["--epochs", "many"], "many")])
-def test_a_mistyped_field_is_explained(quick, arguments, part):
-    code, _, err = quick(*arguments)  # in a box of tyro's
+def test_a_mistyped_field_is_explained(quick):
+    code, _, err = quick("--epoch", 3)  # in a box of tyro's
     assert code == 2
-    assert part in err
-    assert "Traceback" not in err
+    assert "--epochs" in err and "Traceback" not in err
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line(quick, tmp_path, monkeypatch):
