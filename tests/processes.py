@@ -70,27 +70,15 @@ class Server:
         self.process.stdin.flush()
         return self.process.stdout.readline()
 
-    def start(self, *arguments: object, bombs=(), limit: int = 0, script="train/run.py", env=None, log=None) -> Run:
-        """``script`` with bombs in it, a ``limit`` of bytes a file, more environment, and a file for what it says."""
-        if log is None:
-            self.started += 1
-            log = self.folder / f"log-{self.started}"
-            log.touch()
-        env = {"BOMBS": json.dumps(bombs)} | (env or {})
-        words = [*map(str, arguments)]
-        return Run(self, int(self.ask(log=str(log), arguments=words, limit=limit, script=str(script), env=env)), log)
+    def start(self, *arguments: object, bombs=(), limit: int = 0, script="train/run.py", env=None) -> Run:
+        """``script`` with bombs in it, a ``limit`` of bytes a file, and more environment."""
+        self.started += 1
+        log, env = self.folder / f"log-{self.started}", {"BOMBS": json.dumps(bombs)} | (env or {})
+        words = [str(script), *map(str, arguments)]
+        return Run(self, int(self.ask(log=str(log), words=words, limit=limit, env=env)), log)
 
     def run(self, *arguments: object, **options) -> Ended:
         return self.start(*arguments, **options).wait()
-
-    def run_unread(self, *arguments: object, **options) -> int:
-        """The exit code of a process whose reader leaves at its first word, as `| head -1` may."""
-        pipe = self.folder / f"pipe-{self.started}"
-        self.started += 1
-        os.mkfifo(pipe)
-        run = self.start(*arguments, log=pipe, **options)
-        open(pipe).close()
-        return int(self.ask(wait=run.pid))
 
     def run_two(self, *arguments: object, **options) -> tuple[Ended, Ended]:
         """Two processes on one run, which find each other as those that torchrun starts do."""
@@ -100,8 +88,7 @@ class Server:
         common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         places = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
         runs = [self.start(*arguments, env=place, **options) for place in places]
-        first, second = (run.wait() for run in runs)
-        return first, second
+        return runs[0].wait(), runs[1].wait()
 
     def close(self) -> None:
         self.process.stdin.close()

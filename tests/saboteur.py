@@ -68,15 +68,14 @@ def serve() -> bool:
         child = os.fork()
         if not child:
             os.setsid()
-            log = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
+            log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            sys.stderr = os.fdopen(2, "w", 1, closefd=False)  # the other took its file for one that can seek
             os.environ.update(request["env"])
             if request["limit"]:  # of a file's size, in bytes; Python ignores the signal, and gets an OSError
                 resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
-            sys.argv = [request["script"], *request["arguments"]]
+            sys.argv = request["words"]
             return True
         print(child, flush=True)
     return False

@@ -205,7 +205,3 @@ def test_what_is_wrong_is_one_line(cifar10, random_checkpoint, tmp_path, run):
         code, out, err = run("--model", random_checkpoint(), *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), arguments
         assert part in err
-
-
-def test_a_reader_that_has_seen_enough_is_no_error(runs, odd_folder, model):
-    assert runs.run_unread("--model", model, "--data", odd_folder, "--workers", 1, script="train/evaluate.py") == 0

@@ -167,14 +167,6 @@ def test_kills_inside_every_part_of_a_save(start, whole, tmp_path):
     assert_goes_on(start, folder, whole)
 
 
-def test_a_kill_between_the_renames_of_the_last_save(start, whole, tmp_path):
-    """The resumed run has nothing left to train, but the save to finish."""
-    ended = start(tmp_path / "run", bombs=[{"at": "os.replace", "to": "last.pt", "call": 3}]).wait()
-    assert ended.code == -signal.SIGKILL
-    assert left_over(tmp_path / "run") == ["next.pt"]
-    assert_goes_on(start, tmp_path / "run", whole, "going on after epoch 3 of 3")
-
-
 # Damaged files
 
 

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import re
-import signal
 
 import pytest
 
@@ -124,7 +123,6 @@ def test_weights_that_cannot_be_downloaded_are_one_line(quick, tmp_path, monkeyp
     assert "could not download convmixer_768_32" in err and "by hand" in err
 
 
-def test_help_says_of_each_option_what_it_is_and_can_be_cut_off(runs):
-    text = runs.run("--help").output
-    assert "of the weights, the order of the pictures" in " ".join(re.findall(r"[^│\s]+", text.split("--seed")[1])[:12])
-    assert runs.run_unread("--help") == -signal.SIGPIPE  # and no traceback
+def test_help_says_of_each_option_what_it_is(quick):
+    text = quick("--help")[1].split("--seed")[1]
+    assert "of the weights, the order of the pictures" in " ".join(re.findall(r"[^│\s]+", text)[:12])

@@ -271,14 +271,10 @@ def main() -> int:
         return 130
     except (ValueError, RuntimeError, OSError) as error:  # TrainingError is a RuntimeError
         return fail(error)
-    try:
-        if options.json:
-            print(json.dumps(result))
-        else:
-            show(result)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if options.json:
+        print(json.dumps(result))
+    else:
+        show(result)
     for message in result["broken"]:
         print(f"train/evaluate.py: left out: {message}", file=sys.stderr)
     return 1 if result["broken"] else 0

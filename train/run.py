@@ -21,7 +21,6 @@ if not __package__:  # run as a script
 import argparse
 import dataclasses
 import os
-import signal
 from typing import Annotated
 
 import tyro
@@ -75,8 +74,6 @@ def parse(argv: list[str]) -> Run:
 
     Raises TrainingError for an unknown recipe, ModelError and CheckpointError for weights that cannot be read.
     """
-    if {"-h", "--help"} & set(argv):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` is no failure
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="cifar10")
     chosen, rest = first.parse_known_args(argv)
