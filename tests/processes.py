@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,23 +21,8 @@ SABOTEUR = str(ROOT / "tests" / "saboteur.py")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-@dataclass(frozen=True)
-class Ended:
-    """What is known of a run that ended."""
-
-    code: int  # minus the number of the signal that killed it
-    output: str  # standard output and error
-
-    @property
-    def complaint(self) -> str:
-        """The only line that says what went wrong."""
-        assert "Traceback" not in self.output, self.output
-        (line,) = [line for line in self.output.splitlines() if line.startswith("train/run.py: ")]
-        return line
-
-
 class Run:
-    """A run under way, in a process that the server forked; the leader of a session of its own."""
+    """A process that the server forked, the leader of a session of its own; once it has ended, its code and output."""
 
     def __init__(self, server: "Server", pid: int, log: Path):
         self.server, self.pid, self.log = server, pid, log
@@ -48,8 +32,17 @@ class Run:
         while fields_of(self.pid)[:1] != ["T"]:
             time.sleep(0.002)
 
-    def wait(self) -> Ended:
-        return Ended(int(self.server.ask(wait=self.pid)), self.log.read_text())
+    def wait(self) -> "Run":
+        self.code = int(self.server.ask(wait=self.pid))  # minus the number of the signal that killed it
+        self.output = self.log.read_text()  # standard output and error
+        return self
+
+    @property
+    def complaint(self) -> str:
+        """The only line that says what went wrong."""
+        assert "Traceback" not in self.output, self.output
+        (line,) = [line for line in self.output.splitlines() if line.startswith("train/run.py: ")]
+        return line
 
     def left_over(self) -> list[int]:
         """Processes of the run that are still there after a while."""
@@ -77,10 +70,10 @@ class Server:
         words = [str(script), *map(str, arguments)]
         return Run(self, int(self.ask(log=str(log), words=words, limit=limit, env=env)), log)
 
-    def run(self, *arguments: object, **options) -> Ended:
+    def run(self, *arguments: object, **options) -> Run:
         return self.start(*arguments, **options).wait()
 
-    def run_two(self, *arguments: object, **options) -> tuple[Ended, Ended]:
+    def run_two(self, *arguments: object, **options) -> list[Run]:
         """Two processes on one run, which find each other as those that torchrun starts do."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -88,7 +81,7 @@ class Server:
         common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         places = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
         runs = [self.start(*arguments, env=place, **options) for place in places]
-        return runs[0].wait(), runs[1].wait()
+        return [run.wait() for run in runs]
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -141,14 +134,13 @@ def wait_until_gone(belongs: Callable[[int], bool], seconds: float = 10) -> list
         time.sleep(0.05)
 
 
-def torchrun(*arguments: object, bombs: list[dict], restarts: int) -> Ended:
-    """train/run.py as two processes on this machine, started by torchrun. Gives what is known once they have ended."""
+def torchrun(*arguments: object, bombs: list[dict]) -> subprocess.CompletedProcess:
+    """train/run.py as two processes on this machine, which torchrun starts, and once more when one is killed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--max-restarts", str(restarts), SABOTEUR, *map(str, arguments)]
+    command += ["--max-restarts", "1", SABOTEUR, *map(str, arguments)]
     environment = os.environ | ENVIRONMENT | {"BOMBS": json.dumps(bombs)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, timeout=800, check=False, **pipes)
-    return Ended(done.returncode, done.stdout)
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, timeout=800, check=False, **pipes)
 
 
 def read(path: Path) -> dict:
