@@ -3,13 +3,12 @@
 import io
 import os
 import struct
-import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from picture_files import ORIENTATION, encode, exif, noise, pixels, png, png_bomb, png_chunk, refuse
+from picture_files import encode, exif, noise, pixels, png, png_bomb, png_chunk, refuse
 from PIL import Image, ImageFile
 
 from convmixer.images import load_image
@@ -49,18 +48,9 @@ def test_a_pil_image_is_copied_and_left_alone():
 
 
 def test_sources_that_cannot_be_read(tmp_path):
-    path = tmp_path / "picture.png"
-    path.write_bytes(encode(noise(4, 4), "PNG"))
-    with open(path, encoding="latin-1") as text:
-        assert "binary mode" in refuse(text)
-    with Image.open(path) as lazy:
-        pass
-    refuse(lazy)  # the file was closed before its pixels were read
+    assert "binary mode" in refuse(io.StringIO("text"))
     assert "from NoneType" in refuse(None)
     assert "from ndarray" in refuse(np.zeros((4, 4, 3), np.uint8))
-
-
-def test_paths_that_are_no_picture_file(tmp_path):
     assert f"{tmp_path} is a folder" in refuse(tmp_path)
     assert "dgo.jpg cannot be opened (No such file" in refuse(tmp_path / "dgo.jpg")
     assert "not a valid path" in refuse("dog\0.jpg")
@@ -82,8 +72,6 @@ def test_paths_that_are_no_picture_file(tmp_path):
         b"BMW makes cars, and this text begins like a BMP file\n" * 9,
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(64),
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
-        b"P3 1 1 255 1 2 3",
         b"",
     ],
 )
@@ -95,20 +83,16 @@ def test_other_files(content, tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_truncated_at_any_place(format):
+def test_truncated_at_any_place_and_without_memory(format, monkeypatch):
     data = encode(noise(40, 30), format)
     for part in (0.02, 0.3, 0.9):
         assert "the picture" in refuse(data[: int(len(data) * part)])
 
-
-@pytest.mark.parametrize("error", [MemoryError, Image.DecompressionBombError, KeyError, AssertionError])
-def test_whatever_pillow_raises_becomes_one_error(error, monkeypatch):
     def fail(self):
-        raise error("line\nbreak")
+        raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
-    too_large = error in (MemoryError, Image.DecompressionBombError)
-    assert ("too much memory" if too_large else "damaged") in refuse(encode(noise(4, 4), "PNG"))
+    assert "too much memory" in refuse(data)
 
 
 def test_warnings_are_kept_from_the_caller_in_all_threads_and_from_nobody_else():
@@ -123,40 +107,17 @@ def test_warnings_are_kept_from_the_caller_in_all_threads_and_from_nobody_else()
         Image.open(io.BytesIO(bad))
 
 
-def test_pictures_are_decoded_side_by_side(monkeypatch):
-    """One that takes long does not make another one wait."""
-    is_slow, may_end, load = threading.Event(), threading.Event(), ImageFile.ImageFile.load
-
-    def slow_load(self):
-        if self.size == (9, 9):
-            is_slow.set()
-            assert may_end.wait(60)
-        return load(self)
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", slow_load)
-    with ThreadPoolExecutor(2) as pool:
-        waiting = pool.submit(load_image, encode(noise(9, 9), "BMP"))
-        assert is_slow.wait(60)
-        assert pool.submit(load_image, encode(noise(4, 4), "PNG")).result(60).size == (4, 4)
-        may_end.set()
-        assert waiting.result(60).size == (9, 9)
-
-
 # Limits
 
 
-def test_the_limit_is_known_before_anything_is_decoded(no_decoding):
+def test_the_limit_is_exact_and_known_before_anything_is_decoded(no_decoding):
     bomb = png_bomb(10_000)
     assert len(bomb) < 50_000 and "10000 x 10000 pixels" in refuse(bomb)
     for format in FORMATS[1:]:
         assert "30 x 20 pixels, more than the 599" in refuse(encode(noise(30, 20), format), max_pixels=599)
     assert "30 x 20 pixels, more than the 599" in refuse(noise(30, 20), max_pixels=599)
+    assert load_image(noise(30, 20), max_pixels=600).size == (30, 20)
     assert "no pixels" in refuse(Image.new("RGB", (0, 5)))
-
-
-def test_the_limit_is_exact_and_independent_of_pillows(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow would refuse from 200 on and warn from 100 on
-    assert load_image(encode(noise(30, 20), "PNG"), max_pixels=600).size == (30, 20)
 
 
 # Which way is up
@@ -166,18 +127,11 @@ def test_the_limit_is_exact_and_independent_of_pillows(monkeypatch):
 def test_exif_orientation(orientation):
     """EXIF says which side of the scene the first row and the first column show; this undoes it with NumPy."""
     upright = np.kron(np.array([[0, 100], [180, 250], [60, 220]], np.uint8), np.ones((16, 16), np.uint8))
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.T,
-        6: upright.T[::-1],
-        7: upright.T[::-1, ::-1],
-        8: upright.T[:, ::-1],
-    }[orientation]
+    turned = upright.T if orientation > 4 else upright
+    rows, columns = [(1, 1), (1, -1), (-1, -1), (-1, 1), (1, 1), (-1, 1), (-1, -1), (1, -1)][orientation - 1]
+    stored = Image.fromarray(np.ascontiguousarray(turned[::rows, ::columns])).convert("RGB")
     for format in ("PNG", "TIFF", "JPEG", "WEBP"):
-        data = encode(Image.fromarray(np.ascontiguousarray(stored)).convert("RGB"), format, exif=exif(orientation))
+        data = encode(stored, format, exif=exif(orientation))
         image = load_image(data)
         assert image.size == (32, 48) and abs(np.asarray(image)[..., 0].astype(int) - upright).max() < 12
         assert load_image(image) == image, "loading the result again must change nothing"
@@ -187,12 +141,8 @@ def test_exif_orientation(orientation):
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_broken_exif_is_ignored(format):
     whole = exif(6).tobytes()
-    far_away = whole[:10] + b"\xff\xff\xff\xf0" + whole[14:]
-    for block in (b"Exif\0\0garbage!", whole[:9], whole[:20], far_away):
+    for block in (b"Exif\0\0garbage!", whole[:9], whole[:10] + b"\xff\xff\xff\xf0" + whole[14:]):
         assert load_image(encode(noise(20, 10), format, exif=block)).size == (20, 10)
-    image = noise(20, 10)
-    image.getexif()[ORIENTATION] = [6]
-    assert load_image(image).size == (20, 10)
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])

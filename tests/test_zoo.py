@@ -1,8 +1,9 @@
-"""The named models: which file a name means, and what happens where it is not here."""
+"""The named models and the Hub's: which file a name means, and what happens where it is not here."""
 
+import json
 import os
+import runpy
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +13,23 @@ import safetensors.torch
 import timm
 import torch
 from file_server import Resource
+from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 
 from convmixer import hub, model, zoo
 from convmixer.config import ConvMixerConfig, count_parameters
+from convmixer.download import DownloadError, progress_bar
 from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.readers import infer_config
 from convmixer.weights import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from convmixer.zoo import MODELS, DownloadError, ModelError
+from convmixer.zoo import MODELS, ModelError
 
 SMALL = ConvMixerConfig(dim=4, depth=2, kernel_size=3, patch_size=7, activation="relu")  # as 768/32, but small
 REAL_MODELS = dict(MODELS)
 *PUBLISHED, SHIPPED = MODELS
+NAME, NAMED = "convmixer_768_32", "timm/convmixer_768_32.in1k"
+REPO = "ada/flowers"
 
 
 @pytest.fixture(autouse=True)
@@ -91,18 +96,11 @@ def test_the_shipped_model_is_what_the_table_says():
 
 
 def test_list_of_models(cache):
-    path = put_timms_file(cache / "convmixer_768_32.safetensors")
+    path = put_timms_file(cache / f"{NAME}.safetensors")
     rows = {row["name"]: row for row in zoo.list_models()}
-    assert list(rows) == list(MODELS)
-    assert rows["convmixer_768_32"] == {
-        "name": "convmixer_768_32",
-        "parameters": count_parameters(SMALL),
-        "input_size": 224,
-        "top1": 80.158,
-        "data": "ImageNet-1k validation",
-        "path": str(path),
-    }
-    assert rows["convmixer_1536_20"]["path"] is None
+    about = {"parameters": count_parameters(SMALL), "input_size": 224, "top1": 80.158, "data": "ImageNet-1k validation"}
+    assert rows[NAME] == {"name": NAME, **about, "path": str(path)}
+    assert list(rows) == list(MODELS) and rows["convmixer_1536_20"]["path"] is None
     assert (rows[SHIPPED]["input_size"], rows[SHIPPED]["top1"], rows[SHIPPED]["data"]) == (32, 91.5, "CIFAR-10 test")
 
 
@@ -112,87 +110,84 @@ def test_list_of_models(cache):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth.tar"])
 def test_a_file_in_the_cache_is_used(server, cache, suffix):
     """As downloaded from either source, put there by hand, or baked into a container."""
-    path = put_timms_file(cache / f"convmixer_768_32{suffix}")
-    checkpoint = zoo.load("convmixer_768_32")
-    assert zoo.resolve("convmixer_768_32") == ("convmixer_768_32", path)
-    assert (checkpoint.name, checkpoint.config) == ("convmixer_768_32", SMALL)  # ReLU, which only the table knows
+    path = put_timms_file(cache / f"{NAME}{suffix}")
+    checkpoint = zoo.load(NAME)
+    assert zoo.resolve(NAME) == (NAME, path) and server.requests == []
+    assert (checkpoint.name, checkpoint.config) == (NAME, SMALL)  # ReLU, which only the table knows
     assert checkpoint.labels == imagenet_labels() and checkpoint.preprocessing == IMAGENET
-    assert checkpoint.accuracy["top1"] == 80.158 and server.requests == []
+    assert checkpoint.accuracy["top1"] == 80.158
 
 
 @pytest.mark.parametrize("first_source", ["missing", "of another network", "cut"])
 def test_second_source_has_its_own_format_and_name(server, cache, tmp_path, first_source):
-    weights = serve(server, "convmixer_768_32", tmp_path)
+    weights = serve(server, NAME, tmp_path)
     if first_source == "missing":
         server.resources = {path: it for path, it in server.resources.items() if it is not weights}
     elif first_source == "of another network":
         weights.body = safetensors.torch.save({"weight": torch.ones(3)})
     else:
         weights.takes_ranges, weights.cuts = False, [1000] * 20
-    assert zoo.download("convmixer_768_32") == cache / "convmixer_768_32.pth.tar"
-    assert zoo.load("convmixer_768_32").config == SMALL
+    assert zoo.download(NAME) == cache / f"{NAME}.pth.tar"
+    assert zoo.load(NAME).config == SMALL
 
 
-def test_no_source_works(cache):
+def test_no_source_works(server, cache, tmp_path, monkeypatch):
     with pytest.raises(DownloadError) as caught:
-        zoo.load("convmixer_768_32")
+        zoo.load(NAME)
     text = str(caught.value)
-    assert text.startswith("could not download convmixer_768_32: hf:timm/convmixer_768_32.in1k: there is none, or")
-    assert f"{MODELS['convmixer_768_32'].release}: HTTP 404 Not Found; or put model.safetensors of https://" in text
-    assert text.endswith(f"at {cache}/convmixer_768_32.safetensors by hand") and "\n" not in text
-
-
-def test_folders_that_cannot_be_written_are_told(server, tmp_path, monkeypatch):
-    serve(server, "convmixer_768_32", tmp_path)
+    assert text.startswith(f"could not download {NAME}: hf:{NAMED}: there is none, or it is private")
+    assert f"{MODELS[NAME].release}: HTTP 404 Not Found; or put model.safetensors of https://" in text
+    assert text.endswith(f"at {cache}/{NAME}.safetensors by hand") and "\n" not in text
+    serve(server, NAME, tmp_path)
     for name in ("CONVMIXER_CACHE", "HF_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "hub" / name))
-    with pytest.raises(DownloadError, match=r": cannot write to .*/hub: Not a directory; .*/hub: Not a"):
-        zoo.download("convmixer_768_32")
+    with pytest.raises(DownloadError, match=r": cannot write to .*/hub: Not a directory; .*/hub: Not a directory;"):
+        zoo.download(NAME)
 
 
-def test_damaged_file_in_the_cache(server, cache, tmp_path):
-    serve(server, "convmixer_768_32", tmp_path)
-    for suffix in (".safetensors", ".pth.tar"):
-        (cache / f"convmixer_768_32{suffix}").write_bytes(b"<html>please log in</html>")
+def test_damaged_files_are_told_and_fetched_anew(server, cache, tmp_path):
+    weights = serve(server, NAME, tmp_path)
+    (cache / f"{NAME}.safetensors").write_bytes(b"<html>please log in</html>")
+    save_own(cache / f"{NAME}.pth.tar", "another network", replace(SMALL, depth=1))
     with pytest.raises(CheckpointError) as caught:
-        zoo.load("convmixer_768_32")
-    assert str(caught.value).startswith(f"{cache}/convmixer_768_32.safetensors: is ")
-    assert str(caught.value).endswith("to download it again, run: python -m convmixer download convmixer_768_32")
-    assert server.requests == []
-    assert zoo.download("convmixer_768_32") == hub.cached("timm/convmixer_768_32.in1k", hub.WEIGHTS)
-    assert zoo.load("convmixer_768_32").config == SMALL and os.listdir(cache) == []
+        zoo.load(NAME)
+    assert str(caught.value).startswith(f"{cache}/{NAME}.safetensors: is ") and server.requests == []
+    assert str(caught.value).endswith(f"to download it again, run: python -m convmixer download {NAME}")
+    path = zoo.download(NAME)
+    assert path == hub.cached(NAMED, hub.WEIGHTS) and os.listdir(cache) == []
+    path.write_bytes(weights.body[:1000])
+    assert zoo.download(NAME) == path and path.read_bytes() == weights.body
 
 
 def test_shipped_model_that_is_missing():
     MODELS[SHIPPED].shipped.unlink()
-    for ask in (zoo.load, zoo.download):
-        with pytest.raises(ModelError, match="convmixer_256_8_cifar10 is missing from this installation"):
-            ask(SHIPPED)
+    with pytest.raises(ModelError, match="convmixer_256_8_cifar10 is missing from this installation"):
+        zoo.load()
     assert zoo.list_models()[-1]["path"] is None
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("ConvMixer_768", "; did you mean convmixer_768_32?"), ("?!", "'?!'. There"), ("n" * 300, "")]
+    ("name", "line"),
+    [
+        ("ConvMixer_768", r"there is no model 'ConvMixer_768'; did you mean convmixer_768_32\? There are auto, "),
+        ("?!", r"there is no model '\?!'. There are auto, convmixer_1536_20, "),
+        ("hf:flowers", r"it must be hf:USER/NAME\[@REVISION\]"),
+        ("hf:ada/x@../../y", r"it must be hf:USER/NAME\[@REVISION\]"),
+        ("hf:ada/größe", r"it must be hf:USER/NAME\[@REVISION\]"),
+    ],
 )
-def test_unknown_name(name, hint):
+def test_unknown_name(name, line):
     for ask in (zoo.load, zoo.download):
-        with pytest.raises(ModelError) as caught:
+        with pytest.raises(ModelError, match=line):
             ask(name)
-        assert str(caught.value).startswith(f"there is no model {name!r:.80}") and hint in str(caught.value)
-        assert all(known in str(caught.value) for known in ["auto", *MODELS]) and "\n" not in str(caught.value)
-
-
-# By file
 
 
 def test_file_by_path(tmp_path, monkeypatch):
     save_own(tmp_path / "weights", "my own", SMALL)
     monkeypatch.chdir(tmp_path)
-    for file in (tmp_path / "weights", "./weights", "weights"):
-        assert zoo.load(file).name == "my own"
-    assert zoo.resolve("weights") == ("weights", Path("weights"))
     shutil.copy("weights", "convmixer_1536_20.safetensors")  # called as a named model, which is not what was asked for
-    assert zoo.load("convmixer_1536_20.safetensors").name == "my own"
+    for file in (tmp_path / "weights", "./weights", "weights", "convmixer_1536_20.safetensors"):
+        assert zoo.load(file).name == "my own" and zoo.resolve(file) == (Path(file).name, Path(file))
     for missing in ("none.pth.tar", "./none"):
         with pytest.raises(CheckpointError, match="there is no such file"):
             zoo.load(missing)
@@ -205,7 +200,7 @@ def test_auto_is_the_best_model_that_is_here_and_downloads_none(server, cache, t
     for name in PUBLISHED:
         serve(server, name, tmp_path)
     assert zoo.resolve() == (SHIPPED, MODELS[SHIPPED].shipped)
-    for name in ("convmixer_1024_20_ks9_p14", "convmixer_768_32"):
+    for name in ("convmixer_1024_20_ks9_p14", NAME):
         put_timms_file(cache / f"{name}.safetensors")
         assert zoo.load("auto").name == name
     assert server.requests == server.heads == []
@@ -216,25 +211,124 @@ def test_auto_is_the_best_model_that_is_here_and_downloads_none(server, cache, t
 
 
 def test_auto_is_the_file_that_cog_weights_names(cache, tmp_path, monkeypatch):
-    put_timms_file(cache / "convmixer_1536_20.safetensors")
+    put_timms_file(cache / f"{NAME}.safetensors")
     save_own(tmp_path / "mine", "my own", SMALL)
     monkeypatch.setenv("COG_WEIGHTS", str(tmp_path / "mine"))
-    assert zoo.load().name == "my own"
-    assert zoo.load("convmixer_1536_20").name == "convmixer_1536_20"
+    assert (zoo.load().name, zoo.load(NAME).name) == ("my own", NAME)
     monkeypatch.setenv("COG_WEIGHTS", "/no/such/file")
     with pytest.raises(CheckpointError, match=r"^the file that COG_WEIGHTS names is not there: /no/such/file$"):
         zoo.load()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the paths are Linux's")
-def test_cache_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("CONVMIXER_CACHE", "~/weights")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert zoo.cache_dir() == Path("/home/me/weights")
-    monkeypatch.setenv("CONVMIXER_CACHE", "")
-    assert zoo.cache_dir() == Path("/xdg/convmixer")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert zoo.cache_dir() == Path("/home/me/.cache/convmixer")
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
-    assert zoo.cache_dir().is_absolute()
+# The Hub: processes as users have them
+
+
+def test_the_command_downloads_once_into_timms_cache_and_then_works_offline(server, python, tmp_path):
+    with torch.device("meta"):
+        tensors = model.ConvMixer(REAL_MODELS[NAME].config).state_dict()
+    tensors = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in tensors.items()}
+    published = safetensors.torch.save(tensors)
+    server.add(NAMED, model=published)
+    environment = server.environment(tmp_path)
+    first = python("-m", "convmixer", "download", NAME, env=environment)
+    (path,) = tmp_path.glob("hub/models--timm--convmixer_768_32.in1k/snapshots/*/model.safetensors")
+    assert first.stdout == f"{path}\n" and path.read_bytes() == published
+    total = f"{len(published) / 1e6:.1f}"
+    assert first.stderr == f"{NAME}: 0.0 of {total} MB,   0%\n{NAME}: {total} of {total} MB, 100%\n"
+    server.requests.clear()
+    fetch_as_timm = f"import timm; timm.create_model('{NAME}', pretrained=True)"
+    assert python("-c", fetch_as_timm, env=environment).returncode == 0
+    assert [path for path, _ in server.requests if path.endswith(".safetensors")] == []
+    # Looking for models imports nothing that takes long.
+    code = "import sys; from convmixer import zoo, __main__; zoo.list_models(); zoo.load()"
+    code += "; print({'huggingface_hub', 'httpx2', 'tqdm', 'urllib.request'} & set(sys.modules)); sys.exit(__main__.main())"
+    command = ("-c", code, "classify", "--sample", "--json", "--engine", "numpy")
+    offline = environment | {"HF_HUB_OFFLINE": "1"}
+    imported, answer = python(*command, env=offline).stdout.splitlines()
+    assert (imported, json.loads(answer)["model"]) == ("set()", NAME)
+    refused = python(*command, "--model", f"hf:{REPO}", env=offline)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "offline mode is enabled" in refused.stderr and "into a folder by hand" in refused.stderr
+
+
+def test_a_repository_by_its_name(server, random_checkpoint):
+    weights, reports = random_checkpoint(classes=3).read_bytes(), []
+    server.add(REPO, model=weights, config=b'{"architecture": {}}')
+    checkpoint = zoo.load(f"hf:{REPO}", progress=lambda *report: reports.append(report))
+    assert (checkpoint.name, checkpoint.labels[0]) == (f"hf:{REPO}", "label 0")
+    assert reports[0] == (0, len(weights)) and reports[-1] == (len(weights), len(weights))
+    server.requests.clear()
+    server.heads.clear()
+    name, path = zoo.resolve(f"hf:{REPO}")
+    assert name == f"hf:{REPO}" and path == hub.cached(REPO, hub.WEIGHTS)
+    assert server.requests == server.heads == []  # it is here, and nobody asked for a newer one
+    path.with_name("config.json").unlink()
+    assert zoo.resolve(f"hf:{REPO}")[1].with_name("config.json").is_file()
+
+
+def test_download_asks_for_the_newest_and_a_revision_is_a_branch_a_tag_or_a_commit(server, random_checkpoint):
+    one, two, other = (random_checkpoint(seed, classes=3).read_bytes() for seed in range(3))
+    server.add(REPO, model=one)
+    server.add(REPO, "v2", model=other)
+    first = zoo.download(f"hf:{REPO}")
+    server.add(REPO, model=two)
+    assert zoo.download(f"hf:{REPO}").read_bytes() == zoo.resolve(f"hf:{REPO}")[1].read_bytes() == two
+    assert zoo.resolve(f"hf:{REPO}@{first.parent.name}")[1].read_bytes() == one
+    assert zoo.resolve(f"hf:{REPO}@v2")[1].read_bytes() == other
+    with pytest.raises(DownloadError, match=r"hf:ada/flowers: it has no revision 'v3'; or put its config.json and"):
+        zoo.load(f"hf:{REPO}@v3")
+
+
+def test_a_connection_that_was_cut_is_no_end_and_timms_config_comes_along(server, random_checkpoint):
+    bare = safetensors.torch.save(safetensors.torch.load_file(random_checkpoint(classes=3)))
+    config = {"architecture": "mine", "label_names": ["a", "b", "c"], "pretrained_cfg": {"input_size": [3, 48, 48]}}
+    server.add(REPO, model=bare, config=json.dumps(config).encode())["model"].cuts = [1000, 2000]
+    checkpoint = zoo.load(f"hf:{REPO}")
+    assert (checkpoint.labels, checkpoint.preprocessing.size) == (("a", "b", "c"), 48)
+
+
+def test_repositories_that_cannot_be_had(server, random_checkpoint, monkeypatch):
+    server.add("ada/empty", config=b"{}")
+    with pytest.raises(DownloadError, match=r"^could not download hf:ada/empty: it holds no model.safetensors; or put"):
+        zoo.load("hf:ada/empty")
+    server.add(REPO, model=random_checkpoint(classes=3).read_bytes())
+    server.private.add(REPO)
+    with pytest.raises(DownloadError, match=r"there is none, or it is private: run `hf auth login`, or set HF_TOKEN"):
+        zoo.load(f"hf:{REPO}")
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    assert zoo.load(f"hf:{REPO}").name == f"hf:{REPO}"
+
+
+# Where files are
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize(
+    ("variables", "folder", "own"),
+    [
+        ({}, "/me/.cache/huggingface/hub", "/me/.cache/convmixer"),
+        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/huggingface/hub", "/xdg/convmixer"),
+        ({"XDG_CACHE_HOME": "/xdg", "HF_HOME": "~/hf", "CONVMIXER_CACHE": "~/own"}, "/me/hf/hub", "/me/own"),
+        ({"HF_HOME": "/hf", "HUGGINGFACE_HUB_CACHE": "$HOME/old"}, "/me/old", "/me/.cache/convmixer"),
+        ({"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "/new"}, "/new", "/me/.cache/convmixer"),
+    ],
+)
+def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch, variables, folder, own):
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE", "CONVMIXER_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (variables | {"HOME": "/me"}).items():
+        monkeypatch.setenv(name, value)
+    assert str(hub.cache_dir()) == runpy.run_module("huggingface_hub.constants")["HF_HUB_CACHE"] == folder
+    assert str(zoo.cache_dir()) == own
+
+
+def test_xet_reports_the_bytes_of_the_file_once():
+    """Large files of the Hub come through hf_xet, which reports what it has written and what came over the network."""
+    reports = []
+    bar = progress_bar(lambda *report: reports.append(report))
+    with XetDownloadProgressReporter(reconstruction_desc="", total=100, log_level=30, tqdm_class=bar) as reporter:
+        for written, transferred in ((0, 30), (60, 50), (100, 70)):
+            fields = {"total_bytes_completed": written, "total_transfer_bytes_completed": transferred}
+            rates = {"total_bytes_completion_rate": 1.0, "total_transfer_bytes_completion_rate": 1.0}
+            reporter.update_progress(type("Report", (), fields | rates | {"total_bytes": 100}))
+    assert reports == [(0, 100), (60, 100), (100, 100)]
