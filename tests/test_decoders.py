@@ -1,7 +1,6 @@
 """Formats that are recognised by what is in the file, with decoders that come when they are needed."""
 
 import struct
-import subprocess
 import sys
 from io import BytesIO
 
@@ -49,16 +48,6 @@ def test_avif_and_heic_are_turned_once(orientation):
     assert load_image(turned[:at] + struct.pack(">H", 3) + turned[at + 2 :]) == load_image(turned)
 
 
-def test_of_several_pictures_in_a_heic_it_is_the_one_that_is_named_first():
-    pillow_heif = pytest.importorskip("pillow_heif")
-    collection = pillow_heif.from_pillow(Image.new("RGB", (64, 64), "red"))
-    collection.add_from_pillow(Image.new("RGB", (80, 64), "blue"))
-    for index, size in enumerate(((64, 64), (80, 64))):
-        stream = BytesIO()
-        collection.save(stream, primary_index=index)
-        assert load_image(stream.getvalue()).size == size
-
-
 def test_a_heic_that_is_cut_short_or_too_large_is_refused():
     data = heic(noise(64, 64))
     for part in (0.1, 0.5, 0.99):
@@ -66,17 +55,13 @@ def test_a_heic_that_is_cut_short_or_too_large_is_refused():
     assert "64 x 64 pixels, more than the 4,095" in refuse(data, max_pixels=4095)
     at = data.index(b"ispe") + 8
     assert "20000 x 20000 pixels" in refuse(data[:at] + struct.pack(">II", 20_000, 20_000) + data[at + 8 :])
-    large = heic(noise(16, 16).resize((640, 480)))
-    at = large.index(b"ispe") + 8
-    refuse(large[:at] + struct.pack(">II", 64, 48) + large[at + 8 :])  # the header lies
+    refuse(data[:at] + struct.pack(">II", 16, 16) + data[at + 8 :])  # the header lies
 
 
 def test_without_pillow_heif_it_is_said_what_would_help(monkeypatch):
     data = heic(noise(8, 8))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    for brand in (b"heic", b"mif1"):
-        line = refuse(data[:8] + brand + data[12:])
-        assert line == "the picture is HEIC: install pillow-heif, or save it as JPEG"
+    assert refuse(data) == "the picture is HEIC: install pillow-heif, or save it as JPEG"
 
 
 # PPM and TGA
@@ -87,7 +72,6 @@ def test_without_pillow_heif_it_is_said_what_would_help(monkeypatch):
     [
         (b"P6\n# a comment\n2 1\n255\n\1\2\3\4\5\6", [[1, 2, 3], [4, 5, 6]]),
         (b"P5 2 1 65535\n\1\1\0\0", [[1] * 3, [0] * 3]),  # however dark, its white is 65535
-        (b"P4 2 1\n\x80", [[0] * 3, [255] * 3]),
         (b"Pf 2 1 -1.0\n" + struct.pack("<2f", 0.2, 1), [[51] * 3, [255] * 3]),
     ],
 )
@@ -95,12 +79,6 @@ def test_ppm(data, expected):
     assert pixels(data)[0].tolist() == expected
     assert "damaged or cut short" in refuse(data[:-1])
     assert "pixels, more than the 1 " in refuse(data, max_pixels=1)
-
-
-def test_ppm_that_is_left_out():
-    assert "neither 255 nor" in refuse(b"P6 1 1 1023\n" + bytes(6))
-    for text in (b"P3 1 1 255\n1 2 3\n", b"P7\nWIDTH 1\n", b"P6 is a key"):
-        assert "supported formats are" in refuse(text)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
@@ -114,21 +92,17 @@ def test_tga(mode):
     assert "cannot be read as a picture" in refuse(data[:-18])  # nothing else tells it from other files
 
 
-@pytest.mark.parametrize("format", ["JPEG2000", "ICO"])
-def test_formats_that_are_left_out(format):
-    assert "cannot be read as a picture" in refuse(encode(noise(32, 32), format))
+def test_files_that_are_left_out():
+    assert "neither 255 nor" in refuse(b"P6 1 1 1023\n" + bytes(6))
+    for data in (b"P3 1 1 255\n1 2 3\n", b"P6 is a key", *(encode(noise(32, 32), it) for it in ("JPEG2000", "ICO"))):
+        assert "supported formats are" in refuse(data)
 
 
-def test_a_jpeg_is_read_without_the_decoders_of_other_formats(tmp_path):
-    path = tmp_path / "photo.jpg"
-    noise(20, 10).save(path)
-    code = (
-        f"import sys; from convmixer import load_image; load_image({str(path)!r})\n"
-        "rare = 'pillow_heif', 'PIL.ImageCms', 'PIL.AvifImagePlugin', 'PIL.GifImagePlugin'\n"
-        "print(*set(rare) & set(sys.modules))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "\n"
+def test_a_jpeg_is_read_without_the_decoders_of_other_formats(python, tmp_path):
+    noise(20, 10).save(tmp_path / "photo.jpg")
+    code = "import sys; from convmixer import load_image; load_image(sys.argv[1])\n"
+    code += "print({'pillow_heif', 'PIL.ImageCms', 'PIL.AvifImagePlugin', 'PIL.GifImagePlugin'} & set(sys.modules))"
+    assert python("-c", code, tmp_path / "photo.jpg").stdout == "set()\n"
 
 
 # XMP beside EXIF
@@ -148,8 +122,6 @@ def test_orientation_in_xmp_is_not_applied(format):
     else:
         data = encode(picture, format, **({"tiffinfo": {700: XMP}} if format == "TIFF" else {"xmp": XMP}))
     assert XMP in data and load_image(data).size == (32, 16)
-    if format != "HEIC":
-        assert load_image(Image.open(BytesIO(data))).size == (32, 16)
     if format in ("JPEG", "WEBP", "AVIF"):
         both, one = encode(picture, format, xmp=XMP, exif=exif(3)), encode(picture, format, exif=exif(3))
-        assert load_image(both) == load_image(one)
+        assert load_image(both) == load_image(one) == load_image(Image.open(BytesIO(both)))

@@ -241,7 +241,9 @@ def test_the_command_downloads_once_into_timms_cache_and_then_works_offline(serv
     assert [path for path, _ in server.requests if path.endswith(".safetensors")] == []
     # Looking for models imports nothing that takes long.
     code = "import sys; from convmixer import zoo, __main__; zoo.list_models(); zoo.load()"
-    code += "; print({'huggingface_hub', 'httpx2', 'tqdm', 'urllib.request'} & set(sys.modules)); sys.exit(__main__.main())"
+    code += (
+        "; print({'huggingface_hub', 'httpx2', 'tqdm', 'urllib.request'} & set(sys.modules)); sys.exit(__main__.main())"
+    )
     command = ("-c", code, "classify", "--sample", "--json", "--engine", "numpy")
     offline = environment | {"HF_HUB_OFFLINE": "1"}
     imported, answer = python(*command, env=offline).stdout.splitlines()
