@@ -17,40 +17,26 @@ SHEET_WIDTH = 1050  # pixels that a sheet's width comes as close to as whole sca
 WIDEST_TILE = 256  # ... without a tile larger than this
 SHEET_ASPECT = 3 / 2
 GAP = 1 / 24  # of a tile's width
+STRONGEST = 16
 CONSTANT = 128  # mid grey: a tile without contrast
 ROUNDING = 1e-5  # differences smaller than this part of the values are rounding, and not stretched to full contrast
 # Light enough at zero and dark enough at the ends to read on white and on dark pages, and to the colour-blind.
 ZERO, POSITIVE, NEGATIVE = np.array([(225, 225, 225), (200, 75, 0), (0, 60, 160)])
 
 
-def contact_sheet(
-    tiles: np.ndarray,
-    columns: int | None = None,
-    gap: int | None = None,
-    scale: int | None = None,
-    background: tuple[int, int, int, int] = (0, 0, 0, 0),
-) -> Image.Image:
-    """Tiles in rows from the top left, as one RGBA image.
+def contact_sheet(tiles: np.ndarray, columns: int | None = None) -> Image.Image:
+    """Tiles in rows from the top left, as one RGBA image of about SHEET_WIDTH; transparent between and behind them.
 
     tiles: uint8 (n, h, w) grey or (n, h, w, 3) RGB. columns: by default so that the sheet is about 3:2 and its last row
-    nearly full. scale: pixels a tile's pixel, by default so that the sheet is about SHEET_WIDTH wide. gap: pixels
-    between tiles. background: of gaps and of empty places; transparent, to read on white and on dark pages.
-
-    Raises ValueError for tiles of another kind, for columns or scale below 1 and for a gap below 0.
+    nearly full.
     """
-    if tiles.dtype != np.uint8 or tiles.ndim not in (3, 4) or tiles.shape[3:] not in ((), (3,)) or not tiles.size:
-        raise ValueError(f"tiles are {tiles.dtype} {tiles.shape}; they must be uint8 (n, h, w) or (n, h, w, 3)")
-    for name, value, least in (("columns", columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
     count, height, width = tiles.shape[:3]
     columns = columns or _columns(count, height, width)
-    scale = scale or _scale(columns, width, max(height, width))
-    gap = max(1, int(scale * width * GAP)) if gap is None else gap
+    scale = _scale(columns, width, max(height, width))
+    gap = max(1, int(scale * width * GAP))
     rows = math.ceil(count / columns)
     # Every place is a tile with a gap to its right and below; the last ones are cut off.
-    places = np.empty((rows * columns, scale * height + gap, scale * width + gap, 4), np.uint8)
-    places[:] = background
+    places = np.zeros((rows * columns, scale * height + gap, scale * width + gap, 4), np.uint8)
     pixels = tiles if tiles.ndim == 4 else tiles[..., None]
     places[:count, : scale * height, : scale * width, :3] = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     places[:count, : scale * height, : scale * width, 3] = 255
@@ -59,36 +45,35 @@ def contact_sheet(
     return Image.fromarray(np.ascontiguousarray(sheet[: len(sheet) - gap, : sheet.shape[1] - gap]))
 
 
-def patch_filters(weight: np.ndarray, **layout) -> Image.Image:
+def patch_filters(weight: np.ndarray) -> Image.Image:
     """The stem's filters, (dim, in_chans, p, p), in colour: what each channel looks for in a patch.
 
     Each tile runs from its own least weight to its own greatest, over its channels together. Filters for other than
-    three channels are grey: their mean over the channels. layout: as in `contact_sheet`.
+    three channels are grey: their mean over the channels.
     """
     weight = weight.astype(np.float64)  # in which no span or square of float32 values overflows
     tiles = weight.transpose(0, 2, 3, 1) if weight.shape[1] == 3 else weight.mean(1)
-    return contact_sheet(_min_max(tiles), **layout)
+    return contact_sheet(_min_max(tiles))
 
 
-def depthwise_filters(weight: np.ndarray, **layout) -> Image.Image:
+def depthwise_filters(weight: np.ndarray) -> Image.Image:
     """The depthwise filters, (dim, 1, k, k), of one block: how each channel is mixed in space.
 
     Positive weights are orange, negative ones blue and zero is pale grey; each tile is relative to its own largest
     absolute weight. Unlike grey from minimum to maximum, this shows what a filter adds, subtracts and leaves out.
-    layout: as in `contact_sheet`.
     """
     weight = weight[:, 0].astype(np.float64)
     largest = abs(weight).max((1, 2), keepdims=True)
     relative = (weight / np.where(largest > 0, largest, 1))[..., None]
     tiles = ZERO + abs(relative) * (np.where(relative > 0, POSITIVE, NEGATIVE) - ZERO)
-    return contact_sheet(np.uint8(np.rint(tiles)), **layout)
+    return contact_sheet(np.uint8(np.rint(tiles)))
 
 
-def feature_maps(features: np.ndarray, scale: int | None = None) -> list[Image.Image]:
+def feature_maps(features: np.ndarray) -> list[Image.Image]:
     """How one picture changes on its way through the network: an RGB image for each stage, the stem first.
 
-    features: (depth + 1, dim, h, w), as `Classifier.features` gives them. scale: pixels a position, by default up to
-    WIDEST_TILE for the longer side.
+    features: (depth + 1, dim, h, w), as `Classifier.features` gives them. A position has as many pixels as fit into
+    WIDEST_TILE.
 
     A position's red, green and blue are the first three principal components of the stage's features over the
     positions, each from its minimum to its maximum within 2.5 standard deviations. In the stem the first is red, and
@@ -102,22 +87,20 @@ def feature_maps(features: np.ndarray, scale: int | None = None) -> list[Image.I
             maps = _aligned(maps, before)
         spread = 2.5 * maps.std((1, 2), keepdims=True)
         tile = _min_max(maps.clip(-spread, spread)).transpose(1, 2, 0)
-        each = max(1, WIDEST_TILE // max(tile.shape[:2])) if scale is None else scale
+        each = max(1, WIDEST_TILE // max(tile.shape[:2]))
         images.append(Image.fromarray(tile.repeat(each, axis=0).repeat(each, axis=1)))
     return images
 
 
-def strongest_channels(features: np.ndarray, count: int = 16, **layout) -> Image.Image:
-    """The ``count`` channels of one stage that vary most over one picture, strongest first; all where there are fewer.
+def strongest_channels(features: np.ndarray, columns: int | None = None) -> Image.Image:
+    """The STRONGEST channels of one stage that vary most over one picture, strongest first; all where there are fewer.
 
-    features: (dim, h, w). The tiles are grey, each from its least value to its greatest. layout: as in `contact_sheet`.
-    Raises ValueError for a count below 1.
+    features: (dim, h, w). The tiles are grey, each from its least value to its greatest. columns: as in
+    `contact_sheet`.
     """
-    if count < 1:
-        raise ValueError(f"count is {count}; it must be at least 1")
     features = features.astype(np.float64)
-    order = np.argsort(-features.var((1, 2)), kind="stable")[:count]  # stable: the same order of equals everywhere
-    return contact_sheet(_min_max(features[order]), **layout)
+    order = np.argsort(-features.var((1, 2)), kind="stable")[:STRONGEST]  # stable: the same order of equals everywhere
+    return contact_sheet(_min_max(features[order]), columns)
 
 
 def _columns(count: int, height: int, width: int) -> int:
