@@ -22,8 +22,8 @@ class HubServer(FileServer):
         commit = hashlib.sha1(repr((repo, revision, files)).encode()).hexdigest()
         added = {}
         for name, body in files.items():
-            etag = f'"{hashlib.sha256(body).hexdigest()}"'
-            added[name] = Resource(body, etag, takes_if_range=False, headers={"X-Repo-Commit": commit})
+            headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": commit}
+            added[name] = Resource(body, headers=headers)
             file = {"model": "model.safetensors", "config": "config.json"}[name]
             for known_as in (revision, commit):
                 self.resources[f"/{repo}/resolve/{known_as}/{file}"] = added[name]

@@ -24,7 +24,7 @@ FETCH = "import sys, pathlib, convmixer.download as d; d.fetch(sys.argv[1], path
 def server(monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)  # between two tries
     with FileServer() as server:
-        server.resources["/model"] = Resource(BODY, takes_if_range=False)
+        server.resources["/model"] = Resource(BODY)
         server.resources["/moved"] = Resource(redirect="/model")
         yield server
 

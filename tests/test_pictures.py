@@ -42,7 +42,6 @@ def get(text: str) -> bytes:
         "data:image/png;base64," + STANDARD.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D"),
         "data:application/octet-stream," + "".join(f"%{byte:02x}" for byte in CONTENT),
     ],
-    ids=lambda uri: uri[:40],
 )
 def test_base64_of_any_kind_is_read(uri):
     assert get(uri) == uri  # it is taken apart where pictures are decoded
@@ -50,17 +49,10 @@ def test_base64_of_any_kind_is_read(uri):
 
 
 @pytest.mark.parametrize(
-    ("uri", "line"),
-    [
-        ("data:image/png", "without a comma"),
-        ("data:;base64,@@@@", "damaged base64"),
-        ("data:;base64,AAAAA", "damaged base64"),
-        ("data:;base64,AA=AA", "damaged base64"),
-        ("data:;base64,\N{SNOWMAN}", "damaged base64"),
-    ],
+    "uri", ["data:;base64,@@@@", "data:;base64,AAAAA", "data:;base64,AA=AA", "data:;base64,\u2603"]
 )
-def test_a_data_uri_that_is_damaged_gets_one_line(uri, line):
-    with pytest.raises(ImageError, match=line) as raised:
+def test_a_data_uri_that_is_damaged_gets_one_line(uri):
+    with pytest.raises(ImageError, match="damaged base64") as raised:
         content_of(uri)
     assert str(raised.value).isprintable()
 
@@ -69,17 +61,12 @@ def test_a_data_uri_that_is_damaged_gets_one_line(uri, line):
     ("text", "line"),
     [
         ("/etc/passwd", "send one of them"),
-        ("file:///etc/passwd", "send one of them"),
         (STANDARD, "send one of them"),
-        ("a\0b", "send one of them"),
         (7, "send one of them"),
         ("http://", "no host"),
         ("http://127.0.0.1:9/x", "Connection refused"),
-        ("http://[::1", "Invalid"),
         ("http://127.0.0.1:9/a b\r\nX: y", "could not be fetched"),
-        ("http://\N{SNOWMAN}.invalid/", "could not be fetched"),
     ],
-    ids=lambda value: str(value)[:30],
 )
 def test_what_cannot_be_read_gets_one_line(text, line, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
@@ -88,8 +75,13 @@ def test_what_cannot_be_read_gets_one_line(text, line, monkeypatch):
     assert line in str(raised.value) and str(raised.value).isprintable()
 
 
-def test_an_address_is_fetched_and_redirects_are_followed(web):
+def test_an_address_is_fetched_redirects_are_followed_and_both_can_be_forbidden(web, monkeypatch):
     assert get(web.url("/picture")) == get(web.url("/old").replace("http", "HTTP", 1)) == CONTENT
+    web.requests.clear()
+    monkeypatch.setenv("CONVMIXER_FETCH", "0")
+    with pytest.raises(RequestError, match="this server fetches none"):
+        get(web.url("/picture"))
+    assert not web.requests
 
 
 @pytest.mark.parametrize(
@@ -119,10 +111,3 @@ def test_a_request_that_went_away_does_not_wait_for_its_host(web):
             await task
 
     asyncio.run(check())
-
-
-def test_addresses_can_be_forbidden(web, monkeypatch):
-    monkeypatch.setenv("CONVMIXER_FETCH", "0")
-    with pytest.raises(RequestError, match="this server fetches none"):
-        get(web.url("/picture"))
-    assert not web.requests
