@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convmixer import CheckpointError, Classifier, ImageError, torch_engine
+from convmixer import Classifier, ImageError, torch_engine
 from convmixer import classifier as classifier_module
 from convmixer.explain import HeatMap
 
@@ -50,10 +50,9 @@ def test_many_pictures_give_what_each_gives_alone(classifier, picture, monkeypat
     monkeypatch.setattr(classifier.engine, "run", lambda batch: sizes.append(len(batch)) or run(batch))
     pictures = [picture(40 + i, 50 - i, seed=i) for i in range(8)]
     together = classifier.logits(iter(pictures))
-    assert sizes == [3, 3, 2] and together.shape == (8, 10) and together.dtype == np.float32
+    assert sizes == [3, 3, 2] and together.dtype == np.float32
     alone = np.concatenate([classifier.logits([p]) for p in pictures])
-    assert np.allclose(together, alone, atol=1e-5)
-    assert together.std(axis=0).min() > 1e-3  # the pictures do differ
+    assert np.allclose(together, alone, atol=1e-5) and together.std(axis=0).min() > 1e-3  # the pictures do differ
     assert [p[0].index for p in classifier.classify_many(pictures)] == alone.argmax(1).tolist()
     assert classifier.classify_many([]) == [] and classifier.logits([]).shape == (0, 10)
 
@@ -79,13 +78,6 @@ def test_an_array_is_a_prepared_picture(classifier, picture, array):
         classifier.classify(array)
 
 
-def test_a_file_or_device_that_is_not_there_is_named(random_checkpoint):
-    with pytest.raises(CheckpointError, match=r"missing\.safetensors"):
-        Classifier("missing.safetensors")
-    with pytest.raises(ValueError, match="device 'tpux' cannot be used"):
-        Classifier(random_checkpoint(), device="tpux")
-
-
 @pytest.mark.parametrize("name", ["dog.jpg", "cat.jpg", *CASES])
 def test_what_is_in_the_picture_is_answered(photos, request, name):
     path = request.getfixturevalue("cases") / name if name in CASES else photos / name
@@ -98,16 +90,16 @@ def test_what_is_in_the_picture_is_answered(photos, request, name):
 # The machine
 
 
-def test_pytorch_on_a_cpu_runs_as_many_at_once_as_its_cache_holds(random_checkpoint, picture, monkeypatch):
+def test_pytorch_on_a_cpu_runs_as_many_at_once_as_its_cache_holds(random_checkpoint, monkeypatch):
     sizes, classifier = [], Classifier(random_checkpoint(), device="cpu", engine="torch")
     monkeypatch.setattr(torch_engine, "CPU_SLICE_BYTES", 3 * 4 * 16 * 16 * 16)  # three pictures of 16 channels
     classifier.network.stem.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    x = np.stack([classifier.prepare(picture(seed=seed)) for seed in range(8)])
-    together, features = classifier.engine.run(x, stages=1)
+    x = torch.randn(8, 3, 32, 32)
+    together, features = classifier.engine.run(x.numpy(), stages=1)
     assert sizes == [3, 3, 2]
     with torch.inference_mode():
-        assert np.allclose(together, classifier.network(torch.from_numpy(x)), atol=1e-5)
-        assert np.allclose(features[0], classifier.network.forward_features(torch.from_numpy(x)), atol=1e-5)
+        assert np.allclose(together, classifier.network(x), atol=1e-5)
+        assert np.allclose(features[0], classifier.network.forward_features(x), atol=1e-5)
 
 
 def test_the_weights_are_held_once(random_checkpoint):
@@ -117,15 +109,10 @@ def test_the_weights_are_held_once(random_checkpoint):
     assert tensor.data_ptr() == torch_classifier.weights["blocks.1.1.weight"].ctypes.data
     path = random_checkpoint(dim=64, name="other")
     classifier = Classifier(path, device="cpu", engine="kernel")
-    assert kilobytes_of(path) == 0
-    classifier.weights["blocks.1.1.weight"].sum()
-    assert kilobytes_of(path) > 0  # read from the file again
-
-
-def kilobytes_of(path) -> int:
-    """Of a file, mapped into this process and read."""
-    *_, mapping = Path("/proc/self/smaps").read_text().split(f" {path}\n")
-    return int(re.search(r"^Rss: *([0-9]+) kB", mapping, re.MULTILINE)[1])
+    for is_read in (False, True):
+        *_, mapping = Path("/proc/self/smaps").read_text().split(f" {path}\n")
+        assert (int(re.search(r"\nRss: *([0-9]+) kB", mapping)[1]) > 0) == is_read
+        classifier.weights["blocks.1.1.weight"].sum()  # from the file again
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -142,36 +129,30 @@ def test_cuda_gives_the_cpus_answer(random_checkpoint, picture):
 def test_the_maps_of_the_best_classes_come_from_one_pass(classifier, picture, monkeypatch):
     wide, passes, run = picture(90, 30), [], classifier.engine.run
     logits, best = classifier.logits([wide])[0], classifier.classify(wide, top_k=4)
-    single = [classifier.heatmap(wide, index) for index in range(10)]
     monkeypatch.setattr(classifier.engine, "run", lambda *a, **k: passes.append(1) or run(*a, **k))
     predictions, heatmaps = classifier.classify_with_heatmaps(wide, top_k=4)
-    assert len(passes) == 1 and predictions == best
+    assert passes == [1] and predictions == best
     assert [(h.index, h.label) for h in heatmaps] == [(p.index, p.label) for p in predictions]
     for heatmap in heatmaps:
         assert heatmap.values.mean(dtype=np.float64) == pytest.approx(logits[heatmap.index], abs=1e-5)
-        assert np.array_equal(heatmap.values, single[heatmap.index].values)
+        assert np.array_equal(heatmap.values, classifier.heatmap(wide, heatmap.index).values)
         assert heatmap.box == (30, 0, 60, 30) and heatmap.values.shape == (16, 16)
     assert classifier.classify_with_heatmap(wide)[1].index == best[0].index
     with pytest.raises(ValueError, match="index is 10"):
         classifier.heatmap(wide, 10)
 
 
-@pytest.mark.parametrize("kind", ["path", "pipe"])
-def test_the_network_sees_the_same_with_a_heat_map_and_without(classifier, picture, tmp_path, kind):
+def test_the_network_sees_the_same_with_a_heat_map_and_without(classifier, picture):
     """A large JPEG is read at a fraction of its sides for the network, and at more of them to be shown."""
-    path = tmp_path / "large.jpg"
-    picture(1600, 1200).save(path)
+    content = io.BytesIO()
+    picture(1600, 1200).save(content, "JPEG")
 
     class Pipe(io.BytesIO):
         def seek(self, *_):
             raise OSError("a pipe cannot go back")
 
-    def source():
-        return path if kind == "path" else Pipe(path.read_bytes())
-
-    predictions, heatmap = classifier.classify_with_heatmap(source())
-    assert predictions == classifier.classify(source())
-    assert heatmap.picture.size == (1600, 1200)
+    predictions, heatmap = classifier.classify_with_heatmap(Pipe(content.getvalue()))
+    assert predictions == classifier.classify(content.getvalue()) and heatmap.picture.size == (1600, 1200)
 
 
 def test_the_heat_map_lies_over_what_the_network_saw(classifier, picture):

@@ -41,6 +41,7 @@ def test_a_table_for_people_and_json_for_programs(call_main, model, photo):
     for line, prediction in zip(lines[1:], best, strict=True):
         assert prediction.label in line and f"{100 * prediction.score:.2f} %" in line
     code, out, err = call_main(main, "classify", photo, "--top-k", 3, "--json", "--model", model)
+    assert [percent(s) for s in (0, 0.0004, 0.9999, 1)] == ["<0.01 %", "0.04 %", "99.99 %", ">99.99 %"]
     assert json.loads(out) == {
         "image": str(photo),
         "model": "random",
@@ -48,10 +49,6 @@ def test_a_table_for_people_and_json_for_programs(call_main, model, photo):
         "precision": "float32",
         "predictions": [{"label": p.label, "index": p.index, "score": p.score} for p in best],
     }
-
-
-def test_what_is_small_is_not_called_zero():
-    assert [percent(s) for s in (0, 0.0004, 0.5, 0.9999, 1)] == ["<0.01 %", "0.04 %", "50.00 %", "99.99 %", ">99.99 %"]
 
 
 def test_the_heat_map_is_written(call_main, model, photo, tmp_path):
@@ -62,8 +59,7 @@ def test_the_heat_map_is_written(call_main, model, photo, tmp_path):
 
 
 def test_the_sample_and_the_version_need_no_file(call_main, model):
-    code, out, _ = call_main(main, "classify", "--sample", "--json", "--top-k", 1)
-    assert code == 0 and json.loads(out)["image"] == "sample"
+    assert json.loads(call_main(main, "classify", "--sample", "--json")[1])["image"] == "sample"
     assert call_main(main, "--version") == (0, f"convmixer {convmixer.__version__}\n", "")
 
 
@@ -78,16 +74,13 @@ def test_models_lists_every_name(call_main):
     ("arguments", "parts"),
     [
         ("", ["COMMAND"]),
-        ("clasify", ["clasify", "classify"]),
         ("classify", ["no picture", "--sample"]),
-        ("classify x.jpg --sample", ["--sample"]),
         ("classify x.jpg --top-k 0", ["'0'", "at least 1"]),
         ("classify x.jpg --modle auto", ["--modle"]),
         ("classify x.jpg --model convmixer_768_23", ["convmixer_768_32"]),
         ("classify x.jpg --device tpux", ["tpux", "cpu"]),
         ("classify missing.jpg", ["missing.jpg"]),
         ("classify tests/fuzz", ["tests/fuzz: no picture in this folder"]),
-        ("classify missing.jpg --heatmap h.png", ["missing.jpg"]),
         ("classify x.jpg y.jpg --heatmap h.png", ["--heatmap", "one picture"]),
         ("classify x.jpg --heatmap h.txt", ["h.txt", ".png"]),
         ("classify x.jpg --output no/such/a.csv", ["no/such/a.csv"]),
