@@ -11,12 +11,13 @@ from train.recipe import Recipe
 
 
 def rate_at_step(recipe: Recipe, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The recipe's learning rate of optimizer step ``step`` (from 0) of ``epoch`` (from 0); some groups get a multiple.
+    """The recipe's learning rate of optimizer step ``step`` (from 0) of ``epoch`` (from 0), set before it is taken.
 
-    Raises ValueError for a schedule that timm refuses.
+    The authors evaluate their schedule at a step's end, so that the first rate is above 0 and the last one is 0. Some
+    parameters get a multiple of it. Raises ValueError for a schedule that timm refuses.
     """
     if recipe.sched == "onecycle":
-        return onecycle_at_step(epoch, step, steps_per_epoch, recipe.epochs, recipe.lr)
+        return onecycle(epoch + (step + 1) / steps_per_epoch, recipe.epochs, recipe.lr)
     scheduler = timm_schedule(recipe.sched, recipe.lr, recipe.epochs, recipe.warmup_epochs, steps_per_epoch)
     scheduler.step_update(epoch * steps_per_epoch + step)
     return scheduler.optimizer.param_groups[0]["lr"]
@@ -50,14 +51,6 @@ def onecycle(t: float, epochs: int, lr_max: float) -> float:
     if epochs >= 5:
         corners = [math.floor(corner) for corner in corners]
     return float(np.interp(t, corners, [0, lr_max, lr_max / 20, 0]))
-
-
-def onecycle_at_step(epoch: int, step: int, steps_per_epoch: int, epochs: int, lr_max: float) -> float:
-    """The learning rate of optimizer step ``step`` (from 0) of ``epoch`` (from 0), set before the step is taken.
-
-    The authors evaluate the schedule at the end of each step, so the first rate is above 0 and the very last one is 0.
-    """
-    return onecycle(epoch + (step + 1) / steps_per_epoch, epochs, lr_max)
 
 
 def image_size_at(epoch: int, image_sizes: tuple[tuple[int, int], ...], full_size: int) -> int:

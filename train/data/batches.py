@@ -94,6 +94,7 @@ def open_data(run, recipe: Recipe, world: World) -> Data:
 
 
 def open_cifar(run, recipe: Recipe, world: World) -> Data:
+    """CIFAR-10 or CIFAR-100 in memory. Raises DataError and TrainingError."""
     if run.class_names:
         raise TrainingError("CIFAR names its classes itself; leave out --class-names")
     training_set = load_cifar(run.data, train=True, download=run.download)
@@ -170,7 +171,7 @@ class MemoryBatches:
 
 
 def memory_batches(data: LabelledImages, preprocessing: Preprocessing, world: World, batch_size: int):
-    """This process's share of the pictures in order: (normalised float (n, 3, H, W), labels); each picture once."""
+    """This process's share in order, each picture once: (normalised float32 (n, 3, H, W), int64 labels (n,))."""
     for start in range(0, len(data), batch_size * world.size):
         mine = slice(start + world.rank, start + batch_size * world.size, world.size)
         images = torch.from_numpy(data.images[mine]).permute(0, 3, 1, 2)

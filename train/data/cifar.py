@@ -151,13 +151,13 @@ def _read_torchvision(folder: Path, layout: Layout, train: bool, download: bool)
     return dataset.data, np.asarray(dataset.targets, np.int64), tuple(dataset.classes)
 
 
-def looks_recompressed(images: np.ndarray, sample: int = 64) -> bool:
-    """Whether pictures (N, H, W, 3) have already been through JPEG at quality 75, as in one stand-in for the test set.
+def looks_recompressed(images: np.ndarray) -> bool:
+    """Whether pictures, uint8 (N, H, W, 3), have been through JPEG at quality 75, as in one stand-in for the test set.
 
     Such pictures survive a second time nearly unchanged (the mean error stays below 1 of 255); originals do not.
     """
     errors = []
-    for image in images[:sample]:
+    for image in images[:64]:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "JPEG", quality=75)
         errors.append(np.abs(np.asarray(Image.open(buffer), np.int16) - image).mean())
@@ -165,7 +165,7 @@ def looks_recompressed(images: np.ndarray, sample: int = 64) -> bool:
 
 
 def split_cifar(training_set: LabelledImages, split: str, test_set: LabelledImages | None = None):
-    """The (train, report) pair of a split.
+    """The (train, report) pair of a split, both LabelledImages.
 
     "holdout" reports on the last tenth of the training set (images 45,000-49,999) and trains on the rest; "tune" leaves
     that tenth alone and reports on the tenth before it, for choosing settings; "full" trains on everything and reports

@@ -1,4 +1,4 @@
-"""WebDataset shards and Hugging Face data sets, opened with timm's readers; the names that splits go by."""
+"""WebDataset shards and Hugging Face data sets, opened with timm's readers."""
 
 import contextlib
 import importlib.util
@@ -22,6 +22,7 @@ EXAMPLE_SHARDS = "part-{000..031}.tar|40000"
 
 
 def check_known(name: str, found: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    """Raises DataError where the data ``name`` has classes that are not among ``classes``."""
     if unknown := [label for label in found if label not in set(classes)]:
         wanted = f"the {len(classes):,} to learn"
         raise DataError(f"{name} has classes that are none of {wanted}: {some(unknown)}; those are {some(classes)}")
@@ -56,7 +57,7 @@ def _quiet_datasets() -> Iterator[None]:
 
 
 def load_hugging_face(name: str):
-    """All splits of a data set, by name. It is prepared once and then comes from the library's cache."""
+    """All splits of a data set, by name; prepared once, and then from the library's cache. Raises DataError."""
     _require_package("datasets", "hfds/")
     import datasets
 
@@ -71,6 +72,7 @@ def load_hugging_face(name: str):
 
 
 def open_hugging_face(name: str, split: str, classes: tuple[str, ...] | None) -> Source:
+    """One split of a data set of the Hub or of a folder; see `train.data.sources.open_source`. Raises DataError."""
     loaded = load_hugging_face(name)
     chosen = find_split(split, loaded)
     if chosen is None:
@@ -119,7 +121,7 @@ def _hugging_face_classes(feature, labels: list, classes: tuple[str, ...] | None
 
 
 def stream_info(folder: str) -> dict:
-    """What timm's info file says; {} where there is none."""
+    """What timm's info file says; {} where there is none. Raises DataError."""
     for name in ("_info.json", "info.json"):
         path = Path(folder).expanduser() / name
         try:
@@ -134,6 +136,7 @@ def stream_info(folder: str) -> dict:
 def open_stream(
     folder: str, split: str, training: bool, seed: int, samples: int | None, classes: tuple[str, ...] | None
 ) -> Source:
+    """One split of a folder of shards; see `train.data.sources.open_source`. Raises DataError."""
     _require_package("webdataset", "wds/")
     root = Path(folder).expanduser()
     if not root.is_dir():

@@ -31,6 +31,7 @@ def collate(samples: list) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 
 
 def read_with_workers(dataset, workers: int, **options) -> DataLoader:
+    """A loader of the batches that `collate` makes, which signals to this process leave alone."""
     return DataLoader(
         dataset,
         num_workers=workers,

@@ -28,10 +28,10 @@ from train.data.folders import (
     split_path,
 )
 from train.data.formats import check_known, load_hugging_face, open_hugging_face, open_stream, stream_info
-from train.data.samples import MapSamples, Source, StreamSamples, sample_seed
+from train.data.samples import MapSamples, Source, StreamSamples
 from train.errors import DataError
 
-__all__ = ["MapSamples", "Source", "StreamSamples", "open_pair", "open_source", "sample_seed"]
+__all__ = ["MapSamples", "Source", "StreamSamples", "open_pair", "open_source"]
 
 
 def open_source(

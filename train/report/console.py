@@ -1,6 +1,6 @@
-"""What a run tells while it goes on: rows and a progress bar on the console, a CSV, and TensorBoard's event files.
+"""What a run tells while it goes on: rows and a progress bar on the console, and a CSV.
 
-All of them are given history rows: dicts with the keys COLUMNS. ``epoch`` counts from 1, ``lr`` is that of the epoch's
+Both are given history rows: dicts with the keys COLUMNS. ``epoch`` counts from 1, ``lr`` is that of the epoch's
 last step, top-1 and top-5 are percentages, ``seconds`` is the time for the epoch and ``skipped`` the number of broken
 pictures that were left out. NaN stands for what was not measured: training accuracy under mixup, epochs without an
 evaluation. Rows of older runs may lack ``held_out_top5`` and ``skipped``.
