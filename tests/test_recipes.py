@@ -1,4 +1,4 @@
-"""The recipes against what their authors published, flag by flag, and how they are chosen, changed and refused.
+"""The recipes against what their authors published, flag by flag, their commands, and the schedules.
 
 The ImageNet settings: https://github.com/locuslab/convmixer#training; what that command leaves open is the default of
 the train.py beside it. The CIFAR-10 settings: https://github.com/locuslab/convmixer-cifar10, README and train.py. Where
