@@ -1,8 +1,7 @@
 """Between a visitor's request and the server's files: nothing but uploads is ever opened, and no other host is called.
 
 Gradio opens what a payload names before the app's function runs, and a raw client can name any file of the server, or
-an address for it to ask. A check in a component's own ``preprocess`` does not last: an event that updates a component
-gives that visitor a new one, without it. So the check stands where every request passes, in the Blocks object.
+an address for it to ask. So the check stands where every request passes, in the Blocks object.
 """
 
 import base64
@@ -61,18 +60,24 @@ def guard(blocks: gr.Blocks, own_routes: dict | None = None) -> None:
     The components in FILE_INPUTS then give the event's function an Upload, a list of them where they take several, or
     None where they are empty. In other inputs and in an event's data, too, a dict with a "path" counts as a file. What
     is no upload ends the event with gr.Error: paths outside, unseen, and addresses (http:, data:), for a client uploads
-    its file first. Raises TypeError if any other component that holds files, such as gr.Gallery, is an input.
+    its file first. Raises TypeError if any other component that holds files, such as gr.Gallery, is an input, or if an
+    event has one of these inputs as its output: it would give the visitor a new one.
     """
-    for block in (block for event in blocks.fns.values() for block in event.inputs):
-        if not isinstance(block, FILE_INPUTS) and value_is_file(block.api_info()):
+    inputs, outputs = (
+        {each for event in blocks.fns.values() for each in getattr(event, kind)} for kind in ("inputs", "outputs")
+    )
+    for block in inputs:
+        if isinstance(block, FILE_INPUTS):
+            if block in outputs:
+                raise TypeError(
+                    f"an event gives a visitor another gr.{type(block).__name__}, which would not be guarded"
+                )
+            block.preprocess = _to_uploads
+        elif value_is_file(block.api_info()):
             raise TypeError(f"gr.{type(block).__name__} can hold files; as an input, make it one of {FILE_INPUTS}")
     preprocess_data, process_api = blocks.preprocess_data, blocks.process_api
 
     async def guarded_preprocess_data(event, inputs, state, explicit_call=False):
-        for block in event.inputs:
-            if isinstance(block, FILE_INPUTS):
-                own = state[block._id] if state and block._id in state else block  # this visitor's, if it was updated
-                own.preprocess = _to_uploads
         try:
             return await preprocess_data(event, _checked(list(inputs)), state, explicit_call)
         except gr.Error:
@@ -102,29 +107,25 @@ def launch_options(mcp: bool = False) -> dict:
     return closed | limits | {"mcp_server": mcp, "app_kwargs": app}
 
 
-def delete_old_files(folder: str, age: float, keep: Collection[str] = ()) -> None:
-    """Delete what is older than ``age`` seconds in ``folder``: files but those in ``keep``, and empty folders."""
+def delete_old_files(folder: str, age: float, limit: float = MAX_FOLDER, keep: Collection[str] = ()) -> None:
+    """Delete what is older than ``age`` seconds in ``folder``, and the oldest files beyond ``limit`` bytes together.
+
+    Files in ``keep`` stay; folders go when they are empty.
+    """
+    files, oldest, total = [], time.time() - age, 0
     for parent, folders, names in os.walk(folder, topdown=False):
         for path in (os.path.join(parent, name) for name in folders + names):
             with contextlib.suppress(OSError):  # gone already, or a folder that is not empty
                 found = os.lstat(path)
-                if path not in keep and found.st_ctime < time.time() - age:  # mtime may be that of a copy's original
-                    (os.rmdir if stat.S_ISDIR(found.st_mode) else os.remove)(path)
-
-
-def delete_beyond(folder: str, limit: int, keep: Collection[str] = ()) -> None:
-    """Delete the oldest files in ``folder``, but those in ``keep``, until the rest have ``limit`` bytes together."""
-    found = []
-    for parent, _, names in os.walk(folder):
-        for path in (os.path.join(parent, name) for name in names):
-            with contextlib.suppress(OSError):
-                found.append((os.lstat(path).st_ctime, os.lstat(path).st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if total > limit and path not in keep:
+                if not stat.S_ISDIR(found.st_mode):
+                    files.append((found.st_ctime, found.st_size, path))  # mtime may be that of a copy's original
+                elif found.st_ctime < oldest:
+                    os.rmdir(path)
+    for changed, size, path in sorted(files, reverse=True):
+        total += size
+        if path not in keep and (changed < oldest or total > limit):
             with contextlib.suppress(OSError):
                 os.remove(path)
-            total -= size
 
 
 def start_deleting(blocks: gr.Blocks, age: float = 3600, every: float = 60) -> None:
@@ -136,8 +137,7 @@ def start_deleting(blocks: gr.Blocks, age: float = 3600, every: float = 60) -> N
     def run() -> None:
         while True:
             time.sleep(every)
-            delete_old_files(folder, age, keep)
-            delete_beyond(folder, MAX_FOLDER, keep)
+            delete_old_files(folder, age, keep=keep)
 
     threading.Thread(target=run, name="delete old uploads", daemon=True).start()
 

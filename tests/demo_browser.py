@@ -103,28 +103,20 @@ class Visitor:
 
     def open(self) -> None:
         context, url = self.page.context, self.app.client.url
+        own = (url, "data:", f"blob:{url}")
         context.set_default_timeout(40_000)
         context.add_init_script(WITNESS)
         context.route(re.compile(f"^(?!{re.escape(url)})"), lambda route: route.abort())
-        context.on("request", self._note_request)
-        context.on("console", self._note_message)
-        context.on("weberror", lambda error: self.troubles.append(f"error: {error.error}"))
-        self.page.on("dialog", self._note_dialog)
+        context.on("request", lambda request: self._note("request", request.url, not request.url.startswith(own)))
+        context.on("console", lambda message: self._note("console", message.text, message.type == "error"))
+        context.on("weberror", lambda error: self._note("error", str(error.error)))
+        self.page.on("dialog", lambda dialog: (self._note("dialog", dialog.message), dialog.dismiss()))
         self.page.goto(url, wait_until="commit")
         expect(self.page.locator("html[data-tab]")).to_be_attached()
 
-    def _note_request(self, request) -> None:
-        url = self.app.client.url
-        if not request.url.startswith((url, "data:", f"blob:{url}")):
-            self.troubles.append(f"request: {request.url:.200}")
-
-    def _note_message(self, message) -> None:
-        if message.type == "error" and not any(words in message.text for words in LEFT):
-            self.troubles.append(f"console: {message.text:.500} ({message.location['url']:.200})")
-
-    def _note_dialog(self, dialog) -> None:
-        self.troubles.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
+    def _note(self, kind: str, text: str, is_trouble: bool = True) -> None:
+        if is_trouble and not any(words in text for words in LEFT):
+            self.troubles.append(f"{kind}: {text:.500}")
 
     # What is there.
 

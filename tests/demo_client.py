@@ -54,17 +54,11 @@ def write_checkpoint(
     return path
 
 
-@dataclass
-class Answer:
-    status: int
-    text: str
-
-    @property
-    def value(self):
-        """The first output, or the error's text. Over the route "call" what is said last."""
-        said = json.loads(self.text.rpartition("\ndata: ")[2])
-        outputs = said.get("data", said) if isinstance(said, dict) else said
-        return outputs["error"] if "error" in outputs else outputs[0]
+def value(answer: httpx.Response):
+    """The first output, or the error's text. Over the route "call" what is said last."""
+    said = json.loads(answer.text.rpartition("\ndata: ")[2])
+    outputs = said.get("data", said) if isinstance(said, dict) else said
+    return outputs["error"] if "error" in outputs else outputs[0]
 
 
 class Client:
@@ -84,7 +78,7 @@ class Client:
         content = json.dumps(body)  # httpx's own JSON has no place for half a character, such as \ud800
         return self.http.post("/gradio_api/" + address, content=content, headers={"Content-Type": "application/json"})
 
-    def ask(self, event: str | int, *inputs, route: str = "run", **body) -> Answer:
+    def ask(self, event: str | int, *inputs, route: str = "run", **body) -> httpx.Response:
         """An event, by its name or number, over one of gradio's routes; what the client sees of it."""
         body |= {"data": inputs}
         number = event if isinstance(event, int) else self.number(event)
@@ -99,7 +93,7 @@ class Client:
             response, events = self.send(address, body | {"fn_index": number}), None
         if events and response.status_code == 200:
             response = self.http.get("/gradio_api/" + events)
-        return Answer(response.status_code, response.text)
+        return response
 
     @functools.cached_property
     def events(self) -> list[dict]:
@@ -179,3 +173,11 @@ def served(tmp_path_factory) -> Iterator[Served]:
         client, witness = Client(url), Witness(page.server_port)
         yield Served(page, models, pictures, client, witness, parent / "uploads", parent / "outside")
         page.close(verbose=False)
+
+
+@pytest.fixture
+def client(served) -> Client:
+    return served.client
+
+
+FIXTURES = served, client

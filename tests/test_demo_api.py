@@ -15,18 +15,13 @@ import gradio as gr
 import numpy as np
 import pytest
 from conftest import ROOT
-from demo_client import HAS_MCP, SECOND, SHIPPED, Client, draw, encode, png
+from demo_client import HAS_MCP, SECOND, SHIPPED, Client, draw, encode, png, value
 from PIL import Image
 
 from convmixer import Classifier
 from demo import api, guard, live
 
-served = demo_client.served
-
-
-@pytest.fixture
-def client(served) -> Client:
-    return served.client
+served, client = demo_client.FIXTURES
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,7 @@ def dog(tmp_path_factory) -> Path:
 def ask(client: Client, end_point: str, path: Path | None, *inputs):
     """The answer, or the text of the error."""
     image = path and {"path": client.upload(path.name, path.read_bytes())}
-    return client.ask(end_point, image, *inputs, route="call").value
+    return value(client.ask(end_point, image, *inputs, route="call"))
 
 
 def test_the_end_points_give_the_classifiers_answers(client, dog):
@@ -53,18 +48,16 @@ def test_the_end_points_give_the_classifiers_answers(client, dog):
         drawn = client.file(ask(client, "heatmap", dog, "auto", label)["path"]).content
         overlay = classifier.heatmap(dog, index).overlay()
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB")), np.asarray(overlay))
-    assert client.ask("models").value == [SHIPPED, SECOND]
+    assert value(client.ask("models")) == [SHIPPED, SECOND]
 
 
 @pytest.mark.parametrize(
     ("end_point", "inputs", "sentence"),
     [
         ("classify", ("convmixer_768_32", 5), "is not on this machine; choose one of convmixer_256_8_cifar10"),
-        ("classify", (None, 5), "None is not on this machine; choose one of"),
         ("classify", ("auto", 0), "top_k is 0; it must be a whole number from 1 to 1000"),
-        ("classify", ("auto", 10**6), "top_k is 1000000; it must be"),
         ("classify", ("auto", 2.5), "top_k is 2.5; it must be"),
-        ("classify", ("auto", [1]), r"top_k is \[1\]; it must be"),
+        ("classify", (), "This does not fit; the inputs are image, model, top_k, in this order"),
         ("heatmap", ("auto", "unicorn"), f"{SHIPPED} has no class 'unicorn'; it has airplane, automobile, .*truck$"),
     ],
 )
@@ -73,24 +66,19 @@ def test_wrong_inputs_get_one_sentence(client, dog, end_point, inputs, sentence,
     assert capfd.readouterr() == ("", "")  # of the server, which runs in this process
 
 
-@pytest.mark.parametrize(("end_point", "last"), [("classify", 5), ("heatmap", "")])
-def test_a_broken_picture_and_none_get_one_sentence(client, tmp_path, end_point, last):
+def test_a_broken_picture_and_none_get_one_sentence(client, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    sentence = ask(client, end_point, broken, "auto", last)
-    assert sentence.startswith("broken.png begins like PNG but is damaged") and "/" not in sentence
-    assert ask(client, end_point, None, "auto", last) == "there is no image; upload one first"
+    for end_point, last in (("classify", 5), ("heatmap", "")):
+        sentence = ask(client, end_point, broken, "auto", last)
+        assert sentence.startswith("broken.png begins like PNG but is damaged") and "/" not in sentence
+        assert ask(client, end_point, None, "auto", last) == "there is no image; upload one first"
 
 
 def test_only_the_named_end_points_are_described(client):
     described = client.http.get("/gradio_api/info").json()
     assert set(described["named_endpoints"]) == {"/classify", "/heatmap", "/models"}
     assert described["unnamed_endpoints"] == {}
-    parameters = described["named_endpoints"]["/classify"]["parameters"]
-    assert [(p["parameter_name"], p.get("parameter_default")) for p in parameters][1:] == [
-        ("model", "auto"),
-        ("top_k", 5),
-    ]
 
 
 @pytest.mark.parametrize("language", ["Python", "shell", "Node"])
@@ -165,11 +153,8 @@ FOREIGN = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}
     "arguments",
     [
         {"image": "/etc/hostname"},
-        {"image": "file:///etc/hostname"},
         {"image": "http://127.0.0.1:9/a.png"},
         {"image": "http://127.0.0.1:9/gradio_api/file=/etc/hostname"},
-        {"image": ""},
-        {"image": "data:image/png,plain"},
         {"image": "data:image/png;base64,A"},
         {"image": "data:image/png;base64," + "A" * (4 * guard.MAX_FILE // 3 + 100)},
         {"image": FOREIGN},
@@ -198,19 +183,12 @@ def test_tools_answer_about_uploads_and_open_nothing_else(served, client):
     def call(tool: str, query: str = "", **arguments: object):
         return asyncio.run(talk(lambda session: session.call_tool(tool, arguments), query))
 
-    found = {tool.name: tool for tool in asyncio.run(talk(lambda session: session.list_tools())).tools}
-    assert set(found) == {"classify", "heatmap", "models"}
-    schema = found["classify"].inputSchema
-    assert schema["required"] == ["image"] and set(schema["properties"]) == {"image", "model", "top_k"}
-    assert found["classify"].description and all(each["description"] for each in schema["properties"].values())
-
+    found = {tool.name: tool.inputSchema for tool in asyncio.run(talk(lambda session: session.list_tools())).tools}
+    assert set(found) == {"classify", "heatmap", "models"} and found["classify"]["required"] == ["image"]
     path, best = client.upload("a.png", png(1)), Classifier(SHIPPED).classify(png(1), 1)[0].label
     for image in (path, f"{client.url}/gradio_api/file={path}", data_url(png(1))):
         answer = call("classify", image=image, top_k=3)
         assert f"[{{'label': '{best}'" in answer.content[0].text, answer
-    shown = call("heatmap", image=path).content[0].data
-    assert Image.open(io.BytesIO(base64.b64decode(shown))).size == draw(1).size
-
     secret = served.outside / "secret.png"
     secret.write_bytes(encode(draw(3)))
     with served.witness as witness:
@@ -219,5 +197,3 @@ def test_tools_answer_about_uploads_and_open_nothing_else(served, client):
             # A list of tools without this one, by which nothing is checked.
             assert call("classify", "?tools=models#", image=image).isError
     assert not [path for path in witness.files if "secret" in path or "hostname" in path] and witness.calls == []
-    for other in ("sse", "messages/", "schema", "http"):
-        assert client.http.get(f"/gradio_api/mcp/{other}").status_code == 404

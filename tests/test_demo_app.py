@@ -1,5 +1,6 @@
 """demo/app.py as a process of its own: wrong use, where it listens, how it ends, and as a Hugging Face Space."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,10 +16,10 @@ import httpx
 import pytest
 import yaml
 from conftest import ROOT
-from demo_client import HAS_MCP, SHIPPED, Client, png
+from demo_client import HAS_MCP, SHIPPED, Client, png, value
 
 from convmixer import Classifier
-from demo import app, uploads
+from demo import uploads
 
 SECONDS = 240  # a start takes 5 on two cores that have nothing else to do
 NOT_IN_A_SPACE = ["torch", "timm", "torchvision", "cog", "matplotlib", "tyro", "datasets", "mcp", "train", "predict"]
@@ -71,14 +72,8 @@ def clean_environment() -> dict[str, str]:
 
 def without(packages: list[str], folder: Path) -> dict[str, str]:
     """The environment of a Python in which some packages are not installed."""
-    (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Missing:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {packages!r}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Missing())\n"
-    )
+    for name in packages:
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\")")
     return {"PYTHONPATH": str(folder)}
 
 
@@ -90,7 +85,7 @@ def free_port() -> int:
 
 def expect_right_answer(url: str) -> None:
     client = Client(url)
-    answer = client.ask("classify", {"path": client.upload("some.png", png(1))}, "auto", 3, route="call").value
+    answer = value(client.ask("classify", {"path": client.upload("some.png", png(1))}, "auto", 3, route="call"))
     expected = [(each.label, pytest.approx(each.score, abs=1e-5)) for each in Classifier(SHIPPED).classify(png(1), 3)]
     assert answer["model"] == SHIPPED
     assert [(row["label"], row["score"]) for row in answer["predictions"]] == expected
@@ -119,24 +114,22 @@ def hosted(space, tmp_path_factory) -> Iterator[Demo]:
     folder, port = tmp_path_factory.mktemp("hosted"), free_port()
     there = {"SYSTEM": "spaces", "SPACE_ID": "someone/convmixer", "GRADIO_SERVER_NAME": "0.0.0.0"}
     there |= {"GRADIO_SERVER_PORT": str(port)} | without(NOT_IN_A_SPACE, folder)
-    with Demo(folder=folder, script=space / about(space)["app_file"], **there) as demo:
+    with Demo(folder=folder, script=space / "demo" / "app.py", **there) as demo:
         demo.port, demo.url = port, f"http://127.0.0.1:{port}"
         demo.wait_for(f"The demo is at {demo.url} and at this machine's other addresses")
         yield demo
 
 
-def about(space: Path) -> dict:
-    return yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---\n")[1])
-
-
 def test_a_space_is_complete_and_has_no_more(space):
-    said = about(space)
-    assert (said["sdk"], said["license"], said["title"]) == ("gradio", "mit", "ConvMixer")
+    said = yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert (said["sdk"], said["app_file"], said["license"]) == ("gradio", "demo/app.py", "mit")
     pins = dict(line.split("==") for line in (space / "requirements.txt").read_text().splitlines())
     assert set(pins) == {"numpy", "pillow", "pillow-heif", "safetensors", "huggingface_hub", "gradio"}
     assert pins["gradio"] == said["sdk_version"]
     assert {path.name for path in space.iterdir()} == {"README.md", "LICENSE", "requirements.txt", "convmixer", "demo"}
     assert not [path for path in space.rglob("*") if path.name in ("__pycache__", "space.py")]
+    again = run_space(space)  # a folder with something in it is left alone
+    assert (again.returncode, again.stdout, again.stderr.count("\n")) == (2, "", 1)
 
 
 def test_a_space_answers_through_the_addresses_used_there(hosted):
@@ -147,60 +140,37 @@ def test_a_space_answers_through_the_addresses_used_there(hosted):
         assert page.status_code == 200 and "x-frame-options" not in page.headers
         config = http.get("/config?__sign=token").json()
         assert (config["space_id"], config["root"]) == ("someone/convmixer", "https://someone-convmixer.hf.space")
-        used = ["/theme.css?v=1", "/manifest.json", "/gradio_api/startup-events", "/gradio_api/info"]
-        for address in [*used, *re.findall(r'(?:src|href)="\.?(/assets/[^"]+)"', page.text)]:
+        for address in ["/manifest.json", *re.findall(r'(?:src|href)="\.?(/assets/[^"]+)"', page.text)]:
             assert http.get(address).status_code == 200, address
-
-
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    result = run_space(tmp_path)
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 # Wrong use: one line, at once.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("command", "words"),
     [
-        (["--modle", "x"], "unrecognized arguments: --modle"),
-        (["--port", "70000"], "'70000' is not a port; give a number from 1 to 65535"),
-        (["--host", "nowhere.invalid"], "there is no host 'nowhere.invalid'; give an address of this machine"),
-        (["--model", SHIPPED, ROOT / "pyproject.toml"], "is not a checkpoint"),
-        (["GRADIO_SERVER_PORT=seven"], "GRADIO_SERVER_PORT: 'seven' is not a port"),
-        (["--port", "IN USE"], "of 127.0.0.1 cannot be used (Address already in use); choose another"),
-        (["--port", "IN USE", "--host", "0.0.0.0"], "cannot be used"),
-        (["no gradio"], "'gradio'; install what is missing with: pip install -r requirements/demo.txt\n"),
-        pytest.param(["--mcp"], "'gradio[mcp]'", marks=pytest.mark.skipif(HAS_MCP, reason="the extra is installed")),
+        ("--modle x", "unrecognized arguments: --modle"),
+        ("--port 70000", "'70000' is not a port; give a number from 1 to 65535"),
+        ("--port BUSY", "of 127.0.0.1 cannot be used (Address already in use); choose another"),
+        ("--host nowhere.invalid", "there is no host 'nowhere.invalid'; give an address of this machine"),
+        (f"--model {SHIPPED} pyproject.toml", "is not a checkpoint"),
+        ("GRADIO_SERVER_PORT=seven", "GRADIO_SERVER_PORT: 'seven' is not a port"),
+        ("WITHOUT=gradio", "'gradio'; install what is missing with: pip install -r requirements/demo.txt\n"),
+        pytest.param("--mcp", "'gradio[mcp]'", marks=pytest.mark.skipif(HAS_MCP, reason="the extra is installed")),
     ],
-    ids=lambda value: " ".join(map(str, value[:2])) if isinstance(value, list) else "",
 )
-def test_wrong_use_is_one_line(request, tmp_path, arguments, words):
-    environment = {}
-    if "IN USE" in arguments:
-        arguments = [request.getfixturevalue("hosted").port if each == "IN USE" else each for each in arguments]
-    elif arguments == ["no gradio"]:
-        arguments, environment = [], without(["gradio"], tmp_path)
-    elif "=" in arguments[0]:
-        arguments, environment = [], dict([arguments[0].split("=")])
-    with Demo(*arguments, folder=tmp_path, **environment) as demo:
-        assert demo.process.wait(SECONDS) == 2
-        text = demo.output("stderr")
-        assert (demo.output("stdout"), demo.left()) == ("", [])
-        assert text.startswith("demo/app.py: ") and text.count("\n") == 1 and words in text
-
-
-def test_the_first_free_port_is_taken(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as first:
-        start = first.getsockname()[1]
-        monkeypatch.setattr(app, "FIRST_PORT", start)
-        address, port = app.find_place("localhost", None)
-        assert address == "127.0.0.1" and start < port < start + app.PORTS
-        monkeypatch.setattr(app, "PORTS", 1)
-        with pytest.raises(OSError, match="are in use; choose another with --port"):
-            app.find_place("127.0.0.1", None)
+def test_wrong_use_is_one_line(tmp_path, command, words):
+    given = dict(each.split("=") for each in command.split() if "=" in each)
+    environment = given | without([given.get("WITHOUT", "nothing")], tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        arguments = command.replace("BUSY", str(busy.getsockname()[1])).split() if not given else []
+        with Demo(*arguments, folder=tmp_path, **environment) as demo:
+            assert demo.process.wait(SECONDS) == 2
+            text = demo.output("stderr")
+            assert (demo.output("stdout"), demo.left()) == ("", [])
+            assert text.startswith("demo/app.py: ") and text.count("\n") == 1 and words in text
 
 
 # The end.
@@ -231,15 +201,19 @@ def test_it_can_be_ended_while_it_starts(tmp_path, number):
         assert (demo.end(number), demo.output("stdout"), demo.output("stderr"), demo.left()) == (0, "", "", [])
 
 
-def test_odd_surroundings_are_no_trouble(tmp_path):
-    """nohup, proxies that answer nobody, nowhere to write but TMPDIR, another server's path, no public address."""
+def test_odd_surroundings_are_no_trouble(request, tmp_path):
+    """A port in use, nohup, proxies that answer nobody, nowhere to write but TMPDIR, a path, no public address."""
+    with contextlib.suppress(OSError):  # somebody else's demo
+        request.addfinalizer(socket.create_server(("127.0.0.1", 7860)).close)
     odd = dict.fromkeys(("all_proxy", "ALL_PROXY"), "socks5://127.0.0.1:9")
     odd |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     odd |= {"HOME": "/proc/nowhere", "GRADIO_ROOT_PATH": "https://example.org/demo"}
-    arguments = ("--model", SHIPPED, "--port", free_port(), "--share")
+    arguments = ["--model", SHIPPED, "--share", *(["--mcp"] if HAS_MCP else [])]
     with Demo(*arguments, folder=tmp_path, wrapper=["nohup"], **odd) as demo:
-        url = demo.wait_for(r"The demo is at (\S+) \(Ctrl-C ends it\)\n")[1]
+        url = demo.wait_for(r"The demo is at (http://127.0.0.1:(?!7860)78\d\d) \(Ctrl-C ends it\)\n")[1]
         demo.wait_for("no public address could be had .*; the demo goes on without\n", "stderr")
+        if HAS_MCP:
+            demo.wait_for(r"Its tools for language models \(MCP\) are at \S+/gradio_api/mcp/\n")
         demo.process.send_signal(signal.SIGHUP)
         expect_right_answer(url)
         config = httpx.get(url + "/config", trust_env=False, timeout=60).json()
@@ -250,24 +224,9 @@ def test_odd_surroundings_are_no_trouble(tmp_path):
 
 def test_what_a_killed_demo_left_goes_at_the_next_start_and_a_running_ones_stays(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mine = Path(uploads.make_folder())
-    code = "from demo.uploads import make_folder; import time; print(make_folder(), flush=True); time.sleep(999)"
-    options = {"cwd": ROOT, "env": clean_environment() | {"TMPDIR": str(tmp_path)}}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **options) as other:
-        theirs = Path(other.stdout.readline().strip())
-        for folder in (mine, theirs):
-            (folder / "photo.jpg").write_bytes(b"x")
-        (tmp_path / "convmixer-demo-link").symlink_to(ROOT)
-        shutil.rmtree(uploads.make_folder())
-        assert (mine / "photo.jpg").exists() and (theirs / "photo.jpg").exists()
-        other.kill()
-        other.wait(60)
-    shutil.rmtree(uploads.make_folder())
-    assert (mine / "photo.jpg").exists() and not theirs.exists() and (ROOT / "README.md").exists()
-
-
-@pytest.mark.skipif(not HAS_MCP, reason="the extra is not installed: pip install 'gradio[mcp]==6.31.0'")
-def test_the_demo_says_where_its_tools_are(tmp_path):
-    with Demo("--model", SHIPPED, "--port", free_port(), "--mcp", folder=tmp_path) as demo:
-        demo.wait_for(r"Its tools for language models \(MCP\) are at \S+/gradio_api/mcp/\n")
-        assert demo.output("stderr") == ""
+    running, killed = Path(uploads.make_folder()), tmp_path / "convmixer-demo-killed"
+    killed.mkdir()
+    (killed / "photo.jpg").write_bytes(b"x")
+    (tmp_path / "convmixer-demo-link").symlink_to(ROOT)
+    uploads.make_folder()
+    assert running.exists() and not killed.exists() and (ROOT / "README.md").exists()

@@ -11,22 +11,17 @@ import demo_client
 import gradio as gr
 import pytest
 from conftest import ROOT
-from demo_client import SECOND, SHIPPED, Client, Served, png
+from demo_client import SECOND, SHIPPED, Served, png, value
 from file_server import FileServer, Resource
 from PIL import Image
 
 from convmixer import Classifier
 from demo import guard
 
-served = demo_client.served
+served, client = demo_client.FIXTURES
 META = {"_type": "gradio.FileData"}
 SIZE = (1237, 1409)  # of the server's own picture
 DATA_URL = "data:image/png;base64,iVBORw0KGgo="
-
-
-@pytest.fixture
-def client(served) -> Client:
-    return served.client
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +49,7 @@ def untouched(served, web) -> Iterator[None]:
 
 
 def expect_refusal(answer) -> None:
-    assert answer.status == 500 or "event: error" in answer.text or '"success":false' in answer.text, answer
+    assert answer.status_code == 500 or "event: error" in answer.text or '"success":false' in answer.text, answer
     assert guard.REFUSAL in answer.text, answer
     assert not re.search(r"\b(1237|1409)\b|Traceback|site-packages", answer.text), answer
 
@@ -63,40 +58,32 @@ def expect_refusal(answer) -> None:
 
 
 @pytest.mark.parametrize("route", ["run", "api", "call", "queue"])
-def test_an_upload_is_answered_whatever_else_is_said_of_it(served, client, web, route):
-    path = client.upload("a cat (1).png", png(1))
-    lies = {
-        "url": web.url("/secret.png"),
-        "is_stream": True,
-        "size": -1,
-        "mime_type": ["x"],
-        "orig_name": 7,
-        "meta": "x",
-    }
+def test_over_every_route_uploads_are_answered_and_nothing_else_is(served, client, web, route):
+    secret = str(served.outside / "secret.png")
+    lies = {"url": web.url("/secret.png"), "is_stream": True, "size": -1, "orig_name": 7, "meta": "x"}
+    path, best = client.upload("a cat (1).png", png(1)), Classifier(SHIPPED).classify(png(1), 1)[0].label
     with served.witness as witness:
         for payload in ({"path": path}, {"path": path, "meta": META}, {"path": path} | lies):
             answer = client.ask("classify", payload, "auto", 1, route=route)
-            assert f'"label":"{Classifier(SHIPPED).classify(png(1), 1)[0].label}"' in answer.text.replace(": ", ":")
-            if route == "queue":
-                assert '"success":true' in answer.text
-    assert (witness.calls, web.requests) == ([], [])
+            assert re.search(f'"label": ?"{best}"', answer.text), answer.text
+        for wrong in (secret, web.url("/secret.png"), "https://secret.invalid/"):
+            expect_refusal(client.ask("classify", {"path": wrong, "meta": META}, "auto", 5, route=route))
+    assert (witness.calls, web.requests) == ([], []) and secret not in witness.files
 
 
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
-        (None, "stored.png"),
-        ("../../etc/passwd", "passwd"),
-        ("C:\\pictures\\cat.png", "cat.png"),
-        ("cat\n\u202egnp.exe", "cat??gnp.exe"),
-        ("猫 \ud800.png", "猫 ?.png"),
-        ("x" * 500 + ".png", "…" + "x" * 95 + ".png"),
-    ],
-    ids=ascii,
-)
-def test_a_name_is_kept_but_fit_to_be_shown(client, given, shown):
-    answer = client.ask("classify", {"path": client.upload("stored.png", b"x"), "orig_name": given}, "auto", 5)
-    assert f'"{shown} cannot be read as a picture' in answer.text
+NAMES = {
+    "../../etc/passwd": "passwd",
+    "cat\n\u202egnp.exe": "cat??gnp.exe",
+    "猫 \ud800.png": "猫 ?.png",
+    "x" * 500 + ".png": "…" + "x" * 95 + ".png",
+}
+
+
+def test_a_name_is_kept_but_fit_to_be_shown(client):
+    path = client.upload("stored.png", b"x")
+    for given, shown in NAMES.items():
+        answer = client.ask("classify", {"path": path, "orig_name": given}, "auto", 5)
+        assert f'"{shown} cannot be read as a picture' in answer.text
 
 
 @pytest.mark.parametrize("name", ["../../../evil.txt", "/etc/evil", "a\0b", "%2e%2e%2fevil", "x" * 400])
@@ -104,7 +91,8 @@ def test_an_upload_cannot_leave_its_folder(served, client, name):
     path = Path(client.upload(name, png(1)))
     assert path.parent.parent == served.uploads and path.resolve() == path
     assert client.file(str(path)).content == png(1)
-    assert client.ask("classify", {"path": f"{path.parent}/../{path.parent.name}//./{path.name}"}, "auto", 5).value
+    same = f"{path.parent}/../{path.parent.name}//./{path.name}"
+    assert value(client.ask("classify", {"path": same}, "auto", 5))["model"] == SHIPPED
 
 
 def test_a_file_over_the_limit_is_refused(served, client):
@@ -128,16 +116,11 @@ def foreign_paths(served: Served, web: FileServer) -> list[object]:
         f"{folder}/link\0.png",
         f"{folder}/link\ud800.png",
         urllib.parse.quote(secret, safe=""),
-        f"/gradio_api/file={secret}",
         f"file://{secret}",
-        f"{secret}\0.png",
-        "\\\\127.0.0.1\\outside\\secret.png",
         "",
-        "~",
         "/proc/self/environ",
         DATA_URL,
         web.url("/secret.png"),
-        web.url("/secret.png").replace("http:", "HTTP:"),
         "https://huggingface.co/secret.png",  # gradio trusts this host more than others
         None,
         7,
@@ -150,16 +133,14 @@ def test_a_foreign_path_is_refused_in_any_form(served, client, web, untouched):
     for path in foreign_paths(served, web):
         expect_refusal(client.ask("classify", {"path": path, "meta": META}, "auto", 5))
     secret, address = str(served.outside / "secret.png"), web.url("/secret.png")
-    forms = [
+    for form in (
         {"path": secret, "url": address, "orig_name": "cat.png", "is_stream": True, "meta": META},
         {"path": address, "is_stream": True},
         {"path": None, "url": DATA_URL, "meta": META},
-        {"url": DATA_URL, "meta": META},
         {"url": address},
-    ]
-    for form in forms:
-        for inputs in ((form, "auto", 5), (None, {"a": [{"b": [None, form | {"path": secret}]}]}, 5)):
-            expect_refusal(client.ask("classify", *inputs))
+    ):
+        expect_refusal(client.ask("classify", form, "auto", 5))
+        expect_refusal(client.ask("classify", None, {"a": [{"b": [None, form | {"path": secret}]}]}, 5))
 
 
 def test_every_input_of_every_event_is_guarded(served, client, untouched):
@@ -173,43 +154,26 @@ def test_every_input_of_every_event_is_guarded(served, client, untouched):
         expect_refusal(client.ask(event, *[None] * len(inputs), event_data={"name": [secret]}))
 
 
-@pytest.mark.parametrize("route", ["run", "api", "call", "queue"])
-def test_every_route_is_guarded(served, client, web, untouched, route):
-    for path in (str(served.outside / "secret.png"), web.url("/secret.png"), "https://secret.invalid/"):
-        expect_refusal(client.ask("classify", {"path": path, "meta": META}, "auto", 5, route=route))
-
-
-def test_a_component_that_an_event_has_replaced_is_guarded(served, web):
-    with gr.Blocks(analytics_enabled=False) as blocks:
-        image, said, button = gr.Image(), gr.Textbox(), gr.Button()
-        button.click(lambda: gr.Image(label="another"), None, image, api_name="update")
-        button.click(lambda upload: upload.name, image, said, api_name="say")
-    guard.guard(blocks)
-    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **guard.launch_options())
-    client, session = Client(url), {"session_hash": "updated"}
-    assert "another" in client.ask("update", **session).text
-    assert client.ask("say", {"path": client.upload("cat.png", png(1))}, **session).value == "cat.png"
-    for wrong in ({"path": str(served.outside / "secret.png")}, {"url": web.url("/secret.png")}):
-        expect_refusal(client.ask("say", wrong, **session))
-    blocks.close(verbose=False)
-
-
-def test_an_input_that_the_guard_does_not_know_is_an_error():
-    with gr.Blocks(analytics_enabled=False) as blocks:
+def test_an_input_that_the_guard_would_not_hold_is_an_error():
+    with gr.Blocks(analytics_enabled=False) as unknown:
         gallery = gr.Gallery()
         gallery.change(lambda value: None, gallery)
-    with pytest.raises(TypeError, match=r"gr\.Gallery can hold files"):
-        guard.guard(blocks)
+    with gr.Blocks(analytics_enabled=False) as replaced:
+        image = gr.Image()
+        image.change(lambda value: gr.Image(label="another"), image, image)
+    for blocks, words in (
+        (unknown, r"gr\.Gallery can hold files"),
+        (replaced, "an event gives a visitor another gr.Image"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            guard.guard(blocks)
 
 
-def test_what_does_not_fit_is_one_sentence_and_harms_nobody(client, untouched):
-    for data in ([], ["x", "auto", 5], [7, "auto", 5]):
-        answer = client.ask("classify", *data, route="call")
-        assert "This does not fit; the inputs are image, model, top_k, in this order." in answer.text
+def test_a_very_deep_payload_harms_nobody(client, untouched):
     text = '{"data": [' + '{"a": [' * 5000 + "1" + "]}" * 5000 + "]}"
     response = client.http.post("/gradio_api/run/classify", content=text, headers={"Content-Type": "application/json"})
     assert response.status_code in (400, 422, 500) and "Traceback" not in response.text
-    assert client.ask("models").value == [SHIPPED, SECOND]
+    assert value(client.ask("models")) == [SHIPPED, SECOND]
 
 
 # Other routes.
@@ -272,17 +236,15 @@ def test_the_progress_of_an_upload_that_is_not_there_is_done(client):
 
 def test_the_oldest_files_go_first_where_there_are_too_many(tmp_path):
     for number in range(4):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "file").write_bytes(bytes(100))
+        (tmp_path / f"{number}.png").write_bytes(bytes(100))
         time.sleep(0.02)  # the clock of the file system is coarse
-    keep = str(tmp_path / "0" / "file")
-    for limit, left in ((400, ["0", "1", "2", "3"]), (250, ["0", "3"])):
-        guard.delete_beyond(str(tmp_path), limit, {keep})
-        assert sorted(path.parent.name for path in tmp_path.rglob("file")) == left
+    for limit, left in ((400, ["0.png", "1.png", "2.png", "3.png"]), (250, ["0.png", "2.png", "3.png"])):
+        guard.delete_old_files(str(tmp_path), 3600, limit, {str(tmp_path / "0.png")})
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_old_uploads_and_empty_folders_go(served, client):
-    """The last test: nothing is left of the others but what is younger than the limit."""
+    """The last test: nothing is left of the others."""
     old = Path(client.upload("old.png", png(1)))
     os.utime(old, (time.time() + 9999,) * 2)  # as a copy of something else
     (served.uploads / "broken-upload").write_bytes(b"x")
@@ -291,7 +253,3 @@ def test_old_uploads_and_empty_folders_go(served, client):
     while any(served.uploads.iterdir()) and time.monotonic() < end:
         time.sleep(0.05)
     assert [*served.uploads.iterdir()] == [] and (served.outside / "secret.png").exists()
-    guard.delete_old_files(str(served.uploads / "nothing"), 0)
-    young = client.upload("young.png", png(1))
-    guard.delete_old_files(str(served.uploads), 3600)
-    assert Path(young).exists()
