@@ -5,7 +5,6 @@ nothing may have gone wrong for any of them: no request to elsewhere, no error, 
 """
 
 import base64
-import contextlib
 import io
 import json
 import os
@@ -170,14 +169,6 @@ class Visitor:
         self.picker(picker).click()
         self.page.get_by_role("option", name=re.compile(f"^(✓ *)?{re.escape(model)}( ·|$)")).click()
         expect(self.page.get_by_role("option")).to_have_count(0)  # the list fades away
-
-    @contextlib.contextmanager
-    def waits_for_the_server(self) -> Iterator[None]:
-        """Until what was asked inside has been answered."""
-        answers = "performance.getEntriesByType('resource').filter(each => each.name.includes('/queue/data')).length"
-        before = self.page.evaluate(answers)
-        yield
-        self.page.wait_for_function(f"{answers} > {before}")
 
     # What people see.
 

@@ -26,11 +26,13 @@ def test_the_page_opens_with_an_answer_and_can_be_heard(visitor):
           - img "bird"
         - slider "Heat map"
         - radiogroup "What the heat map shows"
-        - region "Answer of convmixer_256_8_cifar10":
-          - status: /The answer is bird .*%/
-          - list:
-            - listitem:
-              - button /bird/ [pressed]
+        - tabpanel:
+          - region "Answer of convmixer_256_8_cifar10":
+            - status:
+              - paragraph: /The answer is bird .*%/
+            - list:
+              - listitem:
+                - button /bird/ [pressed]
     """)
 
 
@@ -66,7 +68,6 @@ def test_pictures_are_uploaded_pasted_dropped_and_chosen(visitor):
 JPEG = encode(draw(5, 400, 300), "JPEG")
 BAD = {
     "Empty.png": (b"", "empty"),
-    "Phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "supported formats are JPEG"),
     "Cut.jpg": (JPEG[: len(JPEG) // 2], "damaged or cut short"),
     "Bomb.png": (png_bomb(20_000), "20000 x 20000 pixels"),
     "<img src=x onerror=alert(1)> ${1+1} {{x}} 图.png": (b"x", "cannot be read as a picture"),
@@ -105,9 +106,11 @@ def test_heat_maps_are_chosen_and_how_they_are_shown_lasts(visitor):
     first, _, third, *_ = (each.label for each in visitor.app.answer(visitor.app.examples["bird"])[0])
     visitor.bar(third).click()
     visitor.sees_heat_map_of(third)
-    with visitor.waits_for_the_server():  # who only looks at the models keeps it
-        visitor.picker().focus()
-        visitor.picker().blur()
+    answers = "performance.getEntriesByType('resource').filter(each => each.name.includes('/queue/data')).length"
+    before = visitor.page.evaluate(answers)
+    visitor.picker().focus()  # who only looks at the models keeps it
+    visitor.picker().blur()
+    visitor.page.wait_for_function(f"{answers} > {before}")
     visitor.sees_heat_map_of(third)
     visitor.bar(third).click()
     expect(visitor.layer()).to_have_count(0)
@@ -169,7 +172,6 @@ def test_the_address_keeps_what_is_shown_over_reload_back_and_forward(visitor):
     visitor.page.reload()
     visitor.sees_answer("ship", ship, SECOND)
     visitor.sees_heat_map_of(third)
-    expect(visitor.picker()).to_have_value(re.compile(f"^{SECOND} "))
     visitor.turn_to("Batch")
     sees_address(visitor, f"{query}&tab=Batch")
     visitor.page.go_back()
