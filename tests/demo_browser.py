@@ -155,11 +155,11 @@ class Visitor:
         self.give('input[data-testid="Use a checkpoint of your own-upload-button"]', {name: data})
 
     def give(self, field: str, files: dict[str, bytes] | Path) -> None:
-        """files: by name, or a folder."""
+        """files: by name, or the path of one or of a folder."""
         kind = {"mimeType": "application/octet-stream"}
-        is_folder = isinstance(files, Path)
-        chosen = files if is_folder else [{"name": name, "buffer": data} | kind for name, data in files.items()]
-        self.find(field).set_input_files(chosen)
+        if not isinstance(files, Path):
+            files = [{"name": name, "buffer": data} | kind for name, data in files.items()]
+        self.find(field).set_input_files(files)
 
     def transfer(self, kind: str, name: str, data: bytes, onto: str = "body") -> None:
         """kind: paste or drop."""
