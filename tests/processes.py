@@ -32,15 +32,17 @@ class Run:
         while fields_of(self.pid)[:1] != ["T"]:
             time.sleep(0.002)
 
-    def wait(self) -> "Run":
-        self.code = int(self.server.ask(wait=self.pid))  # minus the number of the signal that killed it
+    def wait(self, *codes: int) -> "Run":
+        """Until it has ended with one of the codes, 0 if none are given; minus the number of the signal that killed it."""
+        self.code = int(self.server.ask(wait=self.pid))
         self.output = self.log.read_text()  # standard output and error
+        assert self.code in (codes or (0,)), self.output
+        assert "Traceback" not in self.output and "terminate called" not in self.output, self.output
         return self
 
     @property
     def complaint(self) -> str:
         """The only line that says what went wrong."""
-        assert "Traceback" not in self.output, self.output
         (line,) = [line for line in self.output.splitlines() if line.startswith("train/run.py: ")]
         return line
 
@@ -70,18 +72,15 @@ class Server:
         words = [str(script), *map(str, arguments)]
         return Run(self, int(self.ask(log=str(log), words=words, limit=limit, env=env)), log)
 
-    def run(self, *arguments: object, **options) -> Run:
-        return self.start(*arguments, **options).wait()
-
-    def run_two(self, *arguments: object, **options) -> list[Run]:
+    def run_two(self, *arguments: object, code: int = 0) -> list[Run]:
         """Two processes on one run, which find each other as those that torchrun starts do."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         places = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
-        runs = [self.start(*arguments, env=place, **options) for place in places]
-        return [run.wait() for run in runs]
+        runs = [self.start(*arguments, env=place) for place in places]
+        return [run.wait(code) for run in runs]
 
     def close(self) -> None:
         self.process.stdin.close()

@@ -41,12 +41,6 @@ def run_folder(tmp_path, random_checkpoint):
     return folder
 
 
-@pytest.fixture
-def command(call_main):
-    """A function that runs train/publish.py in this process; gives (code, stdout, stderr)."""
-    return lambda *words: call_main(publish.main, *words)
-
-
 class HubHandler(BaseHTTPRequestHandler):
     """The requests of an upload as the Hub answers them, or with the server's ``refusals``, status codes by path."""
 
@@ -86,8 +80,8 @@ def hub(monkeypatch):
         server.shutdown()
 
 
-def test_the_repository_of_a_run(command, run_folder, picture):
-    code, out, err = command(run_folder)
+def test_the_repository_of_a_run(call_main, run_folder, picture):
+    code, out, err = call_main(publish.main, run_folder)
     names = "model.safetensors, config.json, README.md, metrics.csv, recipe.json, confusion.png, curves.png"
     folder = run_folder / "hub"
     assert (code, out, err) == (0, f"{folder}: {names}\n", "")
@@ -109,14 +103,14 @@ def test_the_repository_of_a_run(command, run_folder, picture):
     assert "python -m convmixer classify IMAGE --model model.safetensors\n" in card.text
 
 
-def test_the_best_epoch_is_offered_and_published(command, run_folder, random_checkpoint):
+def test_the_best_epoch_is_offered_and_published(call_main, run_folder, random_checkpoint):
     training = {"epochs": 3, "recipe": {"epochs": 5}, "best": True}
     best = replace(load_checkpoint(random_checkpoint(seed=1, classes=3)), name="flowers", training=training)
     save_checkpoint(run_folder / "best.safetensors", replace(best, accuracy=ACCURACY | {"top1": 93.2}))
-    code, out, err = command(run_folder)
+    code, out, err = call_main(publish.main, run_folder)
     assert (code, err) == (0, "")
     assert "the last epoch's, 91.40 %; --best takes the best epoch's, 93.20 %" in out
-    code, out, err = command(run_folder, "--best")
+    code, out, err = call_main(publish.main, run_folder, "--best")
     assert (code, err) == (0, "")
     assert "--best" not in out and "confusion.png" not in out
     assert (load_checkpoint(run_folder / "hub").state_dict["head.weight"] == best.state_dict["head.weight"]).all()
@@ -125,7 +119,7 @@ def test_the_best_epoch_is_offered_and_published(command, run_folder, random_che
     assert "Written by the run" not in card and "(curves.png)" in card
 
 
-def test_timm_opens_the_folder_of_an_imagenet_shape(command, picture, tmp_path):
+def test_timm_opens_the_folder_of_an_imagenet_shape(call_main, picture, tmp_path):
     config = replace(MODELS["convmixer_768_32"].config, num_classes=5)
     ours, labels = network(**config.to_dict()), ("daisy", "poppy", "rose", "tulip", "violet")
     preprocessing = Preprocessing(70, 0.9, "bilinear", (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
@@ -133,7 +127,7 @@ def test_timm_opens_the_folder_of_an_imagenet_shape(command, picture, tmp_path):
     save_checkpoint(tmp_path / "model.safetensors", checkpoint)
     (tmp_path / "private.png").write_bytes(b"of somebody else")
     hub = tmp_path / "deep" / "hub"
-    assert command(tmp_path / "model.safetensors", "--folder", hub)[0] == 0
+    assert call_main(publish.main, tmp_path / "model.safetensors", "--folder", hub)[0] == 0
     assert {path.name for path in hub.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     model = timm.create_model(f"local-dir:{hub}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
@@ -147,10 +141,10 @@ def test_timm_opens_the_folder_of_an_imagenet_shape(command, picture, tmp_path):
     assert 'timm.create_model("local-dir:.", pretrained=True)' in card.text and ".png" not in card.text
 
 
-def test_the_upload_creates_the_repository_and_commits_every_file(command, hub, run_folder):
+def test_the_upload_creates_the_repository_and_commits_every_file(call_main, hub, run_folder):
     (run_folder / "hub").mkdir()
     (run_folder / "hub" / "notes.txt").write_text("of somebody else")
-    code, out, err = command(run_folder, "--to", f"hf:{REPO}", "--private")
+    code, out, err = call_main(publish.main, run_folder, "--to", f"hf:{REPO}", "--private")
     assert (code, err) == (0, "")
     assert out.splitlines()[1] == f"{hub.url}/{REPO}"
     paths = ("/api/repos/create", f"/api/models/{REPO}/commit/main")
@@ -165,20 +159,16 @@ def test_the_upload_creates_the_repository_and_commits_every_file(command, hub, 
 @pytest.mark.parametrize(
     ("refusals", "token", "part"),
     [
-        (
-            {"/api/repos/create": 401, f"/api/models/{REPO}": 404},
-            "hf_test",
-            "refused the token (401); it needs the right",
-        ),
+        ({"/api/repos/create": 401, f"/api/models/{REPO}": 404}, "hf_test", "refused the token (401); it needs"),
         ({"/api/repos/create": 409}, "hf_test", f"{REPO} exists and is public"),
         ({"/api/repos/create": 500}, "hf_test", "500"),
         ({}, "", "run `hf auth login`, or set HF_TOKEN"),
     ],
 )
-def test_an_upload_that_fails_is_one_line(command, hub, run_folder, monkeypatch, refusals, token, part):
+def test_an_upload_that_fails_is_one_line(call_main, hub, run_folder, monkeypatch, refusals, token, part):
     monkeypatch.setenv("HF_TOKEN", token)
     hub.is_private, hub.refusals = False, refusals
-    code, _, err = command(run_folder, "--to", f"hf:{REPO}", "--private")
+    code, _, err = call_main(publish.main, run_folder, "--to", f"hf:{REPO}", "--private")
     assert (code, err.count("\n")) == (2, 1), err
     assert f"{run_folder / 'hub'} is written but not uploaded: " in err and part in err
     assert load_checkpoint(run_folder / "hub" / "model.safetensors").name == "flowers"
@@ -196,19 +186,19 @@ def test_an_upload_that_fails_is_one_line(command, hub, run_folder, monkeypatch,
         (["bare.safetensors"], "bare.safetensors: holds tensors alone"),
     ],
 )
-def test_wrong_usage_is_one_line_and_writes_nothing(command, run_folder, tmp_path, monkeypatch, arguments, part):
+def test_wrong_usage_is_one_line_and_writes_nothing(call_main, run_folder, tmp_path, monkeypatch, arguments, part):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     save_file(load_file(run_folder / "model.safetensors"), tmp_path / "bare.safetensors")
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = command(*arguments)
+    code, out, err = call_main(publish.main, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert part in err
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_front_matter_that_is_no_yaml_is_named(command, run_folder):
+def test_front_matter_that_is_no_yaml_is_named(call_main, run_folder):
     for broken in ("license: [mit", "just words"):
         (run_folder / "README.md").write_text(f"---\n{broken}\n---\ntext\n")
-        code, _, err = command(run_folder)
+        code, _, err = call_main(publish.main, run_folder)
         assert (code, err.count("\n")) == (2, 1) and "front matter of README.md" in err
