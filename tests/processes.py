@@ -33,7 +33,7 @@ class Run:
             time.sleep(0.002)
 
     def wait(self, *codes: int) -> "Run":
-        """Until it has ended with one of the codes, 0 if none are given; minus the number of the signal that killed it."""
+        """Until it has ended with one of the codes, by default 0; a signal that kills is minus its number."""
         self.code = int(self.server.ask(wait=self.pid))
         self.output = self.log.read_text()  # standard output and error
         assert self.code in (codes or (0,)), self.output

@@ -43,14 +43,6 @@ def plant(at: str, call: int = 1, signal: int = signal.SIGKILL, to: str = "", wh
     setattr(holder, name, wrapped)
 
 
-def plant_mine() -> None:
-    """Plants the bombs in the variable BOMBS that are meant for this process."""
-    place = {"rank": int(os.environ.get("RANK", 0)), "start": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))}
-    for bomb in json.loads(os.environ.get("BOMBS", "[]")):
-        if all(bomb.pop(name, here) == here for name, here in place.items()):
-            plant(**bomb)
-
-
 def serve() -> bool:
     """Forks a process a request, or waits for one; True in the child, which is then what was asked for."""
     sys.path[0] = str(ROOT)
@@ -84,7 +76,10 @@ def serve() -> bool:
 if __name__ == "__main__":
     serving = sys.argv[1:] == ["--serve"]
     if not serving or serve():
-        plant_mine()
+        start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        for bomb in json.loads(os.environ["BOMBS"]):
+            if bomb.pop("start", start) == start and bomb.pop("rank", 0) == int(os.environ.get("RANK", 0)):
+                plant(**bomb)
         if not serving:
             sys.argv[0] = RUN
         runpy.run_path(sys.argv[0], run_name="__main__")

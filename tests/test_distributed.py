@@ -64,8 +64,8 @@ def test_torchrun_starts_killed_processes_again_and_hands_on_a_signal(runs, smal
     """The first processes are killed in the midst of a save, after which --resume comes by itself."""
     folder = tmp_path / "run"
     bombs = [
-        {"start": 0, "rank": 0, "at": "os.replace", "to": "previous.pt", "call": 4},
-        {"start": 1, "rank": 0, "at": STEP, "call": 2, "signal": signal.SIGTERM, "whom": "parent"},
+        {"start": 0, "at": "os.replace", "to": "previous.pt", "call": 4},
+        {"start": 1, "at": STEP, "call": 2, "signal": signal.SIGTERM, "whom": "parent"},
     ]
     ended = torchrun(*small, *RANDOM, "--save-every", 0, "--out", folder, bombs=bombs)
     assert ended.returncode == 1, ended.stdout  # torchrun's own, after a signal

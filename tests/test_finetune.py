@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convmixer import Classifier, load_checkpoint, zoo
+from convmixer import load_checkpoint, zoo
 from convmixer.engine import open_engine
 from convmixer.model import ConvMixer, ConvMixerConfig, build
 from convmixer.weights import save_checkpoint
@@ -84,21 +84,16 @@ def test_finetuning_starts_from_the_weights_and_takes_the_datas_own_labels(call,
     assert code == 2 and "leave the fields of --model as they are" in err
 
 
-def test_the_head_alone_is_trained_on_features_computed_once(call, pets, tmp_path, random_checkpoint):
+def test_the_head_alone_is_trained_on_features_computed_once(call, tmp_path, random_checkpoint):
     start = random_checkpoint(size=64)
     code, out, err = call(*FREEZE, "--weights", start, "--lr", "0.1", "--epochs", "20")
     assert (code, err) == (0, "")
-    assert "first guess" not in out
-    (line,) = [line for line in out.splitlines() if line.startswith("features of")]
-    assert "mirrored too, and 8 held-out ones" in line
+    assert out.count("mirrored too, and 8 held-out ones computed once in") == 1
     assert out.count("left out: ") == 1 and "broken.png" in out
     before, after = load_checkpoint(start), load_checkpoint(tmp_path / "run" / "model.safetensors")
     for name, tensor in before.state_dict.items():  # batch norm's statistics, too
         assert name.startswith("head.") or np.array_equal(after.state_dict[name], tensor), name
     assert after.accuracy["top1"] == 100.0
-    classifier = Classifier(str(tmp_path / "run" / "model.safetensors"))
-    answers = [classifier.classify(path)[0].label for path in sorted((pets / "my dog").iterdir())]
-    assert answers.count("my dog") >= 19
 
 
 def test_features_are_the_networks_own_and_those_of_the_mirrored_picture(random_checkpoint):

@@ -53,10 +53,9 @@ def copy(stopped, tmp_path):
     return shutil.copytree(stopped, tmp_path / "copy")
 
 
-@pytest.fixture(scope="module")
-def folder_words(tmp_path_factory):
-    """The command line of a run on pictures that worker processes read from disk."""
-    return [*FOLDER.split(), "--data", write_folder(tmp_path_factory.mktemp("pictures"), pictures())]
+def folder_words(parent: Path) -> list:
+    """The command line of a run on pictures that are read from disk."""
+    return [*FOLDER.split(), "--data", write_folder(parent / "pictures", pictures()), "--out", parent / "run"]
 
 
 def place(folder) -> tuple[int, int]:
@@ -73,9 +72,6 @@ def assert_goes_on(start, folder, whole, *expected: str) -> None:
     assert differences(whole, folder) == []
     assert left_over(folder) == []
     assert (folder / "metrics.csv").read_text().count("\n") == 4
-
-
-# A signal asks the run to save and stop
 
 
 @pytest.mark.parametrize(
@@ -103,14 +99,14 @@ def test_a_second_ctrl_c_stops_at_once(start, tmp_path):
     assert left_over(tmp_path / "run") == []
 
 
-def test_a_run_with_workers_is_stopped_and_killed(runs, folder_words, tmp_path):
+def test_a_run_with_workers_is_stopped_and_killed(runs, tmp_path):
     """A terminal's Ctrl-C goes to the workers, too; after a kill they live on for a moment, without the run's lock."""
-    words = [*folder_words, "--workers", 2, "--out"]
-    runs.start(*words, tmp_path / "whole").wait()
+    words = [*folder_words(tmp_path), "--workers", 2]
+    runs.start(*words, "--out", tmp_path / "whole").wait()
     bombs = [{"at": STEP, "call": 1, "signal": signal.SIGTERM, "whom": "group"}]
-    stopped = runs.start(*words, tmp_path / "run", bombs=bombs).wait(128 + signal.SIGTERM)
+    stopped = runs.start(*words, bombs=bombs).wait(128 + signal.SIGTERM)
     assert stopped.left_over() == []
-    resumed = [*words, tmp_path / "run", *EACH_STEP, "--resume"]
+    resumed = [*words, *EACH_STEP, "--resume"]
     killed = runs.start(*resumed, bombs=[{"at": STEP, "call": 2}]).wait(-signal.SIGKILL)
     assert "going on after epoch 1 of 2" in runs.start(*resumed).wait().output
     assert killed.left_over() == []
@@ -120,21 +116,18 @@ def test_a_run_with_workers_is_stopped_and_killed(runs, folder_words, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_ends_a_run_that_waits_for_a_picture(runs, tmp_path, workers):
     """Every file becomes a pipe that nobody writes to, before the first is read: opening one takes for ever."""
-    data, script = write_folder(tmp_path / "pictures", pictures()), tmp_path / "impatient.py"
+    script = tmp_path / "impatient.py"
     script.write_text("import train.run, train.watch; train.watch.PATIENCE = 1; raise SystemExit(train.run.main())")
-    words = [*FOLDER.split(), "--data", data, "--out", tmp_path / "run", "--workers", workers]
+    words = [*folder_words(tmp_path), "--workers", workers]
     run = runs.start(*words, script=script, bombs=BEFORE_THE_FIRST_STEP)
     run.wait_until_stopped()
-    for path in data.rglob("*.*"):
+    for path in (tmp_path / "pictures").rglob("*.*"):
         path.unlink()
         os.mkfifo(path)
     os.kill(run.pid, signal.SIGTERM)
     os.kill(run.pid, signal.SIGCONT)
     assert "stopped by SIGTERM; no pictures came for 1 s" in run.wait(128 + signal.SIGTERM).complaint
     assert run.left_over() == []
-
-
-# SIGKILL
 
 
 def test_kills_inside_every_part_of_a_save(start, whole, tmp_path):
@@ -155,13 +148,6 @@ def test_kills_inside_every_part_of_a_save(start, whole, tmp_path):
     assert_goes_on(start, folder, whole)
 
 
-# Damaged files
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 def flip_a_byte(path):
     """In the middle of a tensor, where nothing but its checksum can tell."""
     content = bytearray(path.read_bytes())
@@ -172,49 +158,39 @@ def flip_a_byte(path):
 
 @pytest.mark.parametrize("damage", [flip_a_byte, Path.unlink])
 def test_the_checkpoint_before_takes_over(start, whole, copy, damage):
+    """And is not replaced by the damaged one: at each moment two whole ones are wanted."""
     damage(copy / "last.pt")
-    said = "missing" if damage is Path.unlink else "not a whole checkpoint of this command"
-    assert_goes_on(
-        start, copy, whole, f"last.pt is {said}", "; going on from the one before it", "epoch 1 of 3 and step 1"
-    )
-
-
-def test_a_whole_checkpoint_is_not_replaced_by_a_damaged_one(start, copy):
-    """At each moment two whole ones are wanted: the next save must not push the damaged one over the whole one."""
-    truncate(copy / "last.pt")
     bombs = [{"at": "os.replace", "to": "last.pt"}]
-    start(copy, *EACH_STEP, "--resume", bombs=bombs).wait(-signal.SIGKILL)
+    killed = start(copy, *EACH_STEP, "--resume", bombs=bombs).wait(-signal.SIGKILL)
+    said = "missing" if damage is Path.unlink else "not a whole checkpoint of this command"
+    for text in (f"last.pt is {said}", "; going on from the one before it", "going on after epoch 1 of 3 and step 1"):
+        assert killed.output.count(text) == 1, killed.output
     assert [read(copy / name)["step"] for name in ("next.pt", "previous.pt")] == [2, 1]
+    assert_goes_on(start, copy, whole)
 
 
 def test_without_a_whole_checkpoint_nothing_is_touched(start, copy):
-    truncate(copy / "last.pt")
+    (copy / "last.pt").write_bytes((copy / "last.pt").read_bytes()[:20_000])
     torch.save({"a": torch.zeros(3)}, copy / "previous.pt")
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    ended = start(copy, "--resume").wait(2)
-    assert "last.pt is not a whole checkpoint of this command" in ended.complaint
+    assert "last.pt is not a whole checkpoint of this command" in start(copy, "--resume").wait(2).complaint
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
-
-
-# What the machine or the recipe does not allow
 
 
 def test_a_checkpoint_that_does_not_fit(start, whole, copy):
     """As on a full disk: with the system's limit of a file's size, about half a checkpoint."""
     before = (copy / "last.pt").read_bytes()
-    ended = start(copy, "--resume", limit=len(before) // 2).wait(1)
-    assert "File too large" in ended.complaint
+    assert "File too large" in start(copy, "--resume", limit=len(before) // 2).wait(1).complaint
     assert (copy / "last.pt").read_bytes() == before
     assert left_over(copy) == []
     assert_goes_on(start, copy, whole, "epoch 1 of 3 and step 2")
 
 
-def test_shared_memory_that_is_too_small_is_one_line(runs, folder_words, tmp_path):
+def test_shared_memory_that_is_too_small_is_one_line(runs, tmp_path):
     """As Docker's 64 MB are for large batches."""
-    words = [*folder_words, "--workers", 1, "--preprocessing.size", 96, "--out", tmp_path / "run"]
-    ended = runs.start(*words, limit=64 * 1024).wait(2)
-    assert "has no room for a batch of 0.2 MB" in ended.complaint
-    assert "--shm-size" in ended.complaint and "--workers" in ended.complaint
+    words = ["--workers", 1, "--preprocessing.size", 96]
+    complaint = runs.start(*folder_words(tmp_path), *words, limit=64 * 1024).wait(2).complaint
+    assert "has no room for a batch of 0.2 MB" in complaint and "--shm-size" in complaint
 
 
 @pytest.mark.parametrize(

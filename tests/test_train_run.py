@@ -111,12 +111,6 @@ def test_every_number_of_the_command_line_has_a_range():
     assert [field.name for field in numbers if "range" not in field.metadata] == []
 
 
-def test_a_mistyped_field_is_explained(quick):
-    code, _, err = quick("--epoch", 3)  # in a box of tyro's
-    assert code == 2
-    assert "--epochs" in err and "Traceback" not in err
-
-
 def test_help_says_of_each_option_what_it_is(quick):
     text = quick("--help")[1].split("--seed")[1]
     assert "of the weights, the order of the pictures" in " ".join(re.findall(r"[^│\s]+", text)[:12])

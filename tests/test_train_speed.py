@@ -96,13 +96,6 @@ def test_the_fast_depthwise_convolution_has_the_same_gradients():
     assert_same_gradients(exact, fast.double(), 1e-4, 1e-5)
 
 
-def test_the_last_batch_norm_gets_its_gradient_in_the_maps_own_format():
-    network, seen = new_state(TINY, CPU, "off", torch.channels_last).network, []
-    network.blocks[-1][-1].register_full_backward_pre_hook(lambda _, gradients: seen.extend(gradients))
-    backward(network, torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last))
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize(
     ("capability", "has_triton", "kernel_size", "memory_format", "compiled"),
     [

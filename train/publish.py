@@ -221,6 +221,7 @@ def write_repository(run: Path, folder: Path, repo: str | None, best: bool = Fal
         own = model_card(read_description(model), history, None)
     if folder.resolve() == model.parent.resolve():
         raise PublishError(f"--folder {folder} is the run itself; name another one")
+    split_card(own or "")  # whole, before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     copies = {MODEL: model} | {name: beside[name] for name in (*RECORDS, *pictures) if name in beside}
     for name, path in copies.items():
