@@ -3,10 +3,8 @@
 tests/test_container.py builds with it.
 """
 
-import fnmatch
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -35,28 +33,11 @@ def test_the_containers_have_what_is_tested_here_and_differ_in_the_gpu_alone():
     assert pins("gpu") == pins("core") | {"torch": "2.11.0"}  # the last one that Cog's table of CUDA versions knows
 
 
-def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path of the project out of the container: the last line that fits decides."""
-    verdict = False
-    for line in (ROOT / ".dockerignore").read_text().splitlines():
-        pattern = line.removeprefix("!")
-        anywhere = pattern.startswith("**/")
-        names = [f"/{name}" if anywhere else name for name in (path, *map(str, Path(path).parents)) if name != "."]
-        if any(fnmatch.fnmatchcase(name, pattern[1:] if anywhere else pattern) for name in names):
-            verdict = not line.startswith("!")
-    return verdict
-
-
-def test_the_container_gets_what_it_needs_and_nothing_large_or_private():
-    kinds = {".py", ".txt", ".cpp", ".h", ".safetensors", ".json", ".sh"}
-    rooms = [file for room in ("convmixer", "serving") for file in (ROOT / room).rglob("*") if file.suffix in kinds]
-    files = [str(file.relative_to(ROOT)) for file in rooms]
-    assert len(files) > 20
-    needed = ["predict.py", "cog.yaml", "cog.cpu.yaml", "LICENSE", ".cog/openapi_schema.json", *files]
-    assert [path for path in needed if ignored(path)] == []
-    unwanted = [".git/HEAD", ".venv/bin/python", "data/x.bin", "runs/x/last.pt", "convmixer/x.pyc", "demo/app.py"]
-    unwanted += ["convmixer/cpu/__pycache__/kernel.so", "convmixer/cpu/ahead/kernel.so", "tests/conftest.py"]
-    assert [path for path in unwanted if not ignored(path)] == []
+def test_the_container_gets_what_it_runs_and_nothing_else():
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    needed = {".cog", "LICENSE", "cog.yaml", "cog.cpu.yaml", "convmixer", "predict.py", "serving"}
+    assert lines[0] == "*" and {line[1:] for line in lines if line.startswith("!")} == needed
+    assert lines[-3:] == ["**/__pycache__", "**/*.pyc", "convmixer/cpu/ahead"]  # compiled for this machine
 
 
 # serving/prepare.sh, with stand-ins for all that it runs.
@@ -73,29 +54,25 @@ esac
 @pytest.fixture
 def prepare(tmp_path):
     """A function that runs prepare.sh with some commands there. Gives its output and what it ran."""
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name in ("sh", "basename", "dirname", "cp", "mkdir"):
-        (commands / name).symlink_to(shutil.which(name))
+    (tmp_path / "bin").mkdir()
     (tmp_path / "serving").mkdir()
     shutil.copy(ROOT / "serving" / "prepare.sh", tmp_path / "serving")
+    for name in ("sh", "basename", "dirname", "cp", "mkdir"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
 
     def run(*words: str, tools=(), weights: str = "") -> tuple[str, list[str]]:
         for name in ("apt-get", "python", "chmod", "rm", *tools):
-            (commands / name).write_text(STAND_IN)
-            (commands / name).chmod(0o755)
-        environment = {"PATH": str(commands), "CONVMIXER_CACHE": str(tmp_path / "cache"), "WEIGHTS": weights}
-        command = ["sh", "serving/prepare.sh", *words]
-        output = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+            (tmp_path / "bin" / name).write_text(STAND_IN)
+            (tmp_path / "bin" / name).chmod(0o755)
+        names = {"PATH": str(tmp_path / "bin"), "CONVMIXER_CACHE": str(tmp_path / "cache"), "WEIGHTS": weights}
+        output = subprocess.check_output(["sh", "serving/prepare.sh", *words], cwd=tmp_path, env=names, text=True)
         return output, (tmp_path / "log").read_text().splitlines()
 
     return run
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "any.pth.tar"])
-def test_a_compiler_that_was_not_there_goes_again_and_the_weights_are_where_the_zoo_looks(
-    prepare, name, tmp_path, monkeypatch
-):
+def test_a_compiler_goes_again_and_the_weights_are_where_the_zoo_looks(prepare, name, tmp_path, monkeypatch):
     (tmp_path / name).write_text("the weights")
     output, ran = prepare(weights=name)
     compiled = ran.index(f"python -m convmixer.cpu.compiler {tmp_path / 'cache' / 'kernels'}")
@@ -107,7 +84,7 @@ def test_a_compiler_that_was_not_there_goes_again_and_the_weights_are_where_the_
     assert zoo.local_path("convmixer_768_32") == tmp_path / "cache" / f"convmixer_768_32{suffix}"
 
 
-def test_a_compiler_that_was_there_stays_and_without_an_address_that_answers_the_shipped_model(prepare, tmp_path):
+def test_a_compiler_that_was_there_stays_and_without_a_download_the_shipped_model(prepare, tmp_path):
     output, ran = prepare("gpu", tools=["g++"])
     purged = "apt-get purge -qqy --auto-remove curl git wget xz-utils"
     assert [line for line in ran if line.startswith("apt-get")] == ["apt-get update -qq", purged]

@@ -11,7 +11,6 @@ for a few of connections under way; another process; a temporary file more than 
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -26,6 +25,7 @@ if not __package__:  # run as a script
 
 import pytest
 from cog_server import Server, data_uri
+from processes import children, speaks_of
 
 from fuzz.pictures import seeds
 
@@ -33,7 +33,7 @@ MAX_GROWTH, MAX_GROWN_BYTES = 0.05, 20e6
 DECODERS_HEAP = 128 * 2**20  # bytes that a decoder keeps between two pictures, as serving/decoder.py says
 TOLERANCE = 1e-5  # between two scores
 SPARE_DESCRIPTORS = 8  # of connections that are closed a moment later
-KINDS = {"-m serving": "supervisor", "cog.server": "server", "decod": "decoder", "watcher": "watcher"}
+KINDS = ("decoding", "watcher", "coglet", "cog.server", "serving")  # words of the command lines
 BAD = (
     *({"image": data_uri(picture[: len(picture) // 2])} for picture in seeds()[::7]),
     *({"image": text} for text in ("/etc/passwd", "http://127.0.0.1:9/x", "data:image/png;base64,A", "x" * 2_000_000)),
@@ -65,7 +65,7 @@ def soak(server: Server, total: int, clients: int) -> int:
             sizes = (f"{name} {size / 1e6:.1f} ({files})" for name, (size, files) in seen[-1].items())
             print(f"{end:>7,} requests: MB (descriptors): {', '.join(sizes)}", flush=True)
     seconds = time.monotonic() - start
-    failures += left(seen) + [f"left behind: {path}" for path in sorted(listing(server) - files)]
+    failures += left(*seen) + [f"left behind: {path}" for path in sorted(listing(server) - files)]
     print(f"{total:,} requests by {clients} clients in {seconds:.0f} s; {len(failures)} failures")
     print(*failures[:20], sep="\n")
     return len(failures)
@@ -73,8 +73,9 @@ def soak(server: Server, total: int, clients: int) -> int:
 
 def is_same(found: dict, wanted: dict) -> bool:
     """Whether two answers are equal, but for the last digits of the scores."""
-    scores = [[each.pop("score") for each in json.loads(json.dumps(one))["predictions"]] for one in (found, wanted)]
-    labels = [[each["label"] for each in one["predictions"]] for one in (found, wanted)]
+    scores, labels = (
+        [[each[key] for each in one["predictions"]] for one in (found, wanted)] for key in ("score", "label")
+    )
     return labels[0] == labels[1] and scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
 
 
@@ -82,39 +83,34 @@ def listing(server: Server) -> set[str]:
     """What is in the server's temporary folder once nothing is under way."""
     server.wait_for("READY")
     server.output(image=data_uri(seeds()[0]))  # has the files of the last request deleted
-    time.sleep(0.5)
+    time.sleep(0.3)
     return {str(path) for path in server.temporary.rglob("*")}
 
 
 def look(pid: int) -> dict[str, tuple[int, int]]:
     """Bytes in memory and open file descriptors of each process of a server; a few of the latter come and go."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(path.parent.name))
     family, found = [pid], {}
     for each in family:  # grows meanwhile
-        family += children.get(each, [])
-        with contextlib.suppress(OSError):
-            words = Path(f"/proc/{each}/cmdline").read_text().replace("\0", " ")
-            name = next((kind for part, kind in KINDS.items() if part in words), "worker")
-            pages = int(Path(f"/proc/{each}/statm").read_text().split()[1])
-            counts = [len(os.listdir(f"/proc/{each}/fd")) for _ in range(20) if not time.sleep(0.02)]
-            name += "'" * sum(known.rstrip("'") == name for known in found)
-            found[name] = pages * os.sysconf("SC_PAGE_SIZE"), min(counts)
+        family += children(each)
+        name = next(kind for kind in KINDS if speaks_of(each, kind))
+        pages = int(Path(f"/proc/{each}/statm").read_text().split()[1])
+        counts = [len(os.listdir(f"/proc/{each}/fd")) for _ in range(10) if not time.sleep(0.02)]
+        name += "'" * sum(known.rstrip("'") == name for known in found)
+        found[name] = pages * os.sysconf("SC_PAGE_SIZE"), min(counts)
     return found
 
 
-def left(seen: list[dict[str, tuple[int, int]]]) -> list[str]:
-    """What is more at the end than it was: seen at a tenth, at half, at the end."""
-    failures = [] if seen[0].keys() == seen[1].keys() == seen[-1].keys() else ["other processes than before"]
-    for name, (end, files) in seen[-1].items():
-        half, before = seen[1].get(name, (0, 0))[0], seen[0].get(name, (0, 0))[1]
-        if files > before + SPARE_DESCRIPTORS:
-            failures.append(f"{name} has {files} open files at the end, {before} at 10 %")
-        if end - half > (DECODERS_HEAP if name.startswith("decoder") else max(MAX_GROWN_BYTES, MAX_GROWTH * half)):
-            failures.append(f"{name} grew from {half / 1e6:.0f} to {end / 1e6:.0f} MB in the second half")
+def left(tenth: dict, half: dict, end: dict) -> list[str]:
+    """What is more at the end than it was, of what `look` gives."""
+    if not tenth.keys() == half.keys() == end.keys():
+        return ["other processes than before"]
+    failures = []
+    for name, (size, files) in end.items():
+        if files > tenth[name][1] + SPARE_DESCRIPTORS:
+            failures.append(f"{name} has {files} open files at the end, {tenth[name][1]} at 10 %")
+        before = half[name][0]
+        if size - before > (DECODERS_HEAP if name.startswith("decod") else max(MAX_GROWN_BYTES, MAX_GROWTH * before)):
+            failures.append(f"{name} grew from {before / 1e6:.0f} to {size / 1e6:.0f} MB in the second half")
     return failures
 
 
@@ -123,8 +119,6 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=4)
     options = parser.parse_args()
-    if options.requests < 10 or not 1 <= options.clients <= 64:
-        parser.exit(2, "tests/fuzz/soak.py: give 10 requests or more, and 1 to 64 clients\n")
     with tempfile.TemporaryDirectory(prefix="convmixer-fuzz-") as folder:
         server = Server(Path(folder))
         try:
