@@ -25,6 +25,7 @@ from file_server import FileServer, Resource
 from PIL import Image
 
 from convmixer import Checkpoint, Classifier, ConvMixer, ConvMixerConfig, Preprocessing, save_checkpoint
+from serving.watcher import status_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 150  # more than the 100 that can be asked for
@@ -37,8 +38,8 @@ def encoded(picture: Image.Image, format: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def data_uri(content: bytes, mime: str = "image/png") -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+def data_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -76,14 +77,12 @@ def expect(output: dict, classifier: Classifier, picture: bytes, top_k: int = 5,
         assert found == wanted | {"score": pytest.approx(wanted["score"], abs=1e-5)}
     assert bool(output["heatmap"]) == heatmap
     if heatmap:  # the server's threads may round a sum differently: by one of 256 steps at most
-        prefix, drawn = opened(output["heatmap"])
-        difference = np.asarray(drawn).astype(int) - np.asarray(classifier.heatmap(picture).overlay())
-        assert prefix == "data:image/png;base64" and abs(difference).max() <= 1
+        drawn = np.asarray(opened(output["heatmap"])).astype(int)
+        assert abs(drawn - np.asarray(classifier.heatmap(picture).overlay())).max() <= 1
 
 
-def opened(uri: str) -> tuple[str, Image.Image]:
-    prefix, content = uri.split(",")
-    return prefix, Image.open(io.BytesIO(base64.b64decode(content)))
+def opened(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
 
 
 class Server:
@@ -92,18 +91,16 @@ class Server:
     Once it is ready the weights are gone: whatever it answers, it answers with the model that setup loaded.
     """
 
-    def __init__(self, folder: Path, *arguments: object, host: str = "127.0.0.1", **environment: str):
+    def __init__(self, folder: Path, *arguments: object, host: str = "127.0.0.1"):
         self.folder, self.temporary, self.log = folder, folder / "tmp", folder / "log"
         self.temporary.mkdir()
         weights = folder / "model.safetensors"
         write_weights(weights)
         self.classifier = Classifier(str(weights))
-        self.host = host
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            self.port = probe.getsockname()[1]
-        environment = os.environ | environment
-        environment |= {
+        with socket.socket() as free:
+            free.bind((host, 0))
+            self.host, self.port = free.getsockname()
+        environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "COG_WEIGHTS": weights.name,
             "CONVMIXER_CACHE": "cache",
@@ -128,19 +125,13 @@ class Server:
         self.process.wait()
 
     def wait_for(self, status: str) -> None:
-        wait_until(lambda: self.status() == status or self.process.poll() is not None)
+        wait_until(lambda: status_of(self.host, self.port) == status or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
 
-    def status(self) -> str:
-        try:
-            return json.loads(self.request("GET", "/health-check")[1])["status"]
-        except ConnectionError:
-            return "DOWN"
-
-    def request(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str]:
+    def request(self, method: str, path: str, body: object = None) -> tuple[int, str]:
         """The status code and the text of one answer, none of which may give away anything about the server."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
-        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"} | headers)
+        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
         with contextlib.closing(connection), connection.getresponse() as response:
             text = response.read().decode()
         words = re.sub(r"base64,[\w+/=]+", "", text)  # in a picture's code, anything may turn up
@@ -148,14 +139,11 @@ class Server:
             assert secret not in words
         return response.status, text
 
-    def send(self, body: object, method: str = "POST", path: str = "/predictions", **headers: str) -> tuple[int, str]:
+    def send(self, body: object, method: str = "POST", path: str = "/predictions") -> tuple[int, str]:
         """`request` for a prediction. Cog has no queue: a client that is told so comes back."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            status, text = self.request(method, path, body, **headers)
-            if status != 409 or time.monotonic() > deadline:
-                return status, text
+        while (answer := self.request(method, path, body))[0] == 409:
             time.sleep(0.01)
+        return answer
 
     def predict(self, **inputs) -> dict:
         """The answer to a request that was understood."""

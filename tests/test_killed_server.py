@@ -73,7 +73,7 @@ def test_a_worker_that_is_killed_is_replaced_also_during_setup(server, web):
         worker = child(starting, "coglet")
         child(worker, "watcher.py")
         os.kill(worker, signal.SIGSTOP)
-        was_in_setup = server.status() == "STARTING"
+        was_in_setup = watcher.status_of(server.host, server.port) == "STARTING"
         os.kill(worker, signal.SIGKILL)
         wait_until(partial(gone, [starting, worker]))
 
@@ -109,7 +109,7 @@ def test_a_server_that_lost_its_slots_is_started_again_and_a_setup_that_fails_is
         new = child(server.process.pid, "cog.server")
         assert probe(python, server) == (1, "SETUP_FAILED\n")
         assert server.request("POST", "/predictions", {"input": {"image": GOOD}})[0] == 503
-        assert [pid for pid in children(child(new, "coglet")) if not speaks_of(pid, "watcher.py")] == []
+        assert not any(speaks_of(pid, "serving.decoding") for pid in children(child(new, "coglet")))
         assert children(server.process.pid) == [new]
         assert server.log.read_text().count("ended by itself") == 1
         server.process.terminate()
@@ -125,7 +125,7 @@ def test_a_signal_lets_the_running_predictions_finish(tmp_path, web, kill, numbe
         processes = Processes(server)
         with server.under_way(web, 3, heatmap=True) as answers:
             kill(server.process.pid, number)
-            wait_until(lambda: server.status() == "DOWN")
+            wait_until(lambda: not watcher.status_of(server.host, server.port))
             assert server.process.poll() is None
         for answer in answers:
             expect(answer.result()["output"], server.classifier, PICTURE, heatmap=True)
