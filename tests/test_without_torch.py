@@ -28,10 +28,10 @@ def environment_of(folder: Path, wanted) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.fixture(scope="module")
-def core(tmp_path_factory) -> Path:
+@pytest.fixture
+def core(tmp_path) -> Path:
     """Python with what answers pictures: of requirements/core.txt all but what downloads models."""
-    return environment_of(tmp_path_factory.mktemp("core") / "env", lambda name: name.startswith(CORE))
+    return environment_of(tmp_path / "env", lambda name: name.startswith(CORE))
 
 
 def run(*command: object) -> subprocess.CompletedProcess:
@@ -39,12 +39,10 @@ def run(*command: object) -> subprocess.CompletedProcess:
 
 
 def test_the_command_line_answers_the_same(core, picture, tmp_path):
-    for seed in range(3):
-        picture(seed=seed).save(tmp_path / f"{seed}.png")
-    answers = run(core, "-m", "convmixer", "classify", tmp_path, "--json")
-    expected = run(sys.executable, "-m", "convmixer", "classify", tmp_path, "--json", "--device", "cpu")
-    assert answers.returncode == 0 and len(answers.stdout.splitlines()) == 3, answers
-    assert answers.stdout == expected.stdout
+    picture().save(tmp_path / "any.png")
+    answer = run(core, "-m", "convmixer", "classify", tmp_path / "any.png", "--json")
+    expected = run(sys.executable, "-m", "convmixer", "classify", tmp_path / "any.png", "--json", "--device", "cpu")
+    assert (answer.returncode, answer.stdout) == (0, expected.stdout), answer
     # The Makefile's own line, in this environment in the place of the one that it would install.
     made = run("make", "-o", ".venv/.core", f"BIN={core.parent}", "predict")
     assert made.returncode == 0 and "convmixer_256_8_cifar10" in made.stdout, made
@@ -53,18 +51,16 @@ def test_the_command_line_answers_the_same(core, picture, tmp_path):
 def test_what_needs_pytorch_says_so_in_one_line(core, tmp_path):
     (tmp_path / "a.pth").write_bytes(b"PK\3\4")
     for arguments, line in (
-        (("classify", "--sample", "--model", tmp_path / "a.pth"), "is a pickle, which PyTorch reads"),
-        (("classify", "--sample", "--engine", "torch"), "engine 'torch' needs PyTorch"),
-        (("export", "convmixer_256_8_cifar10", "--to", tmp_path / "a.onnx"), "torch is not installed"),
+        (f"classify --sample --model {tmp_path}/a.pth", "is a pickle, which PyTorch reads"),
+        ("classify --sample --engine torch", "engine 'torch' needs PyTorch"),
+        (f"export convmixer_256_8_cifar10 --to {tmp_path}/a.onnx", "torch is not installed"),
     ):
-        refused = run(core, "-m", "convmixer", *arguments)
+        refused = run(core, "-m", "convmixer", *arguments.split())
         assert refused.returncode == 2 and line in refused.stderr and refused.stderr.count("\n") == 1, refused
 
 
 @pytest.mark.parametrize(
-    ("script", "path", "ready"),
-    [(("-m", "serving"), "/health-check", '"status":"READY"'), (("demo/app.py",), "/", "<html")],
-    ids=["server", "demo"],
+    ("script", "path", "ready"), [("-mserving", "/health-check", '"status":"READY"'), ("demo/app.py", "/", "<html")]
 )
 def test_the_server_and_the_demo_answer(tmp_path, script, path, ready):
     python = environment_of(tmp_path / "env", lambda name: not name.startswith(HEAVY))
@@ -72,8 +68,7 @@ def test_the_server_and_the_demo_answer(tmp_path, script, path, ready):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"TMPDIR": str(tmp_path), "COG_WEIGHTS": "", "no_proxy": "127.0.0.1"}
-    command = [python, *script, "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([python, script, f"--port={port}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
     def is_ready() -> bool:
         assert process.poll() is None

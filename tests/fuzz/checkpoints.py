@@ -27,20 +27,15 @@ CONFIG = ConvMixerConfig(dim=4, depth=1, kernel_size=3, patch_size=2, num_classe
 EXTRA_MEMORY = 256 * 2**20  # bytes; the valid files have a few kilobytes
 MAX_MESSAGE = 2000
 MOST_ACTIVATIONS = 2**22  # values in a feature map up to which a network that was read is also run
-# What no reading of a checkpoint may do, as Python's audit events name it.
-FORBIDDEN = {
-    *("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn", "os.remove"),
-    *("os.rename", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "os.putenv", "os.kill", "exec"),
-    *("import", "code.__new__", "ctypes.dlopen", "builtins.input", "webbrowser.open", "socket.connect"),
-    *("socket.bind", "socket.getaddrinfo", "socket.sendto", "urllib.Request", "shutil.rmtree"),
-}
+# How the audit events of Python begin that no reading of a checkpoint may raise, and of these the harmless ones.
+FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib.", "ctypes.dlopen", "exec", "import", "code.")
+HARMLESS = ("os.listdir", "os.scandir")
 IMPORTED_LATE = {"torch", "numpy", "encodings", "convmixer", "safetensors", "PIL", "zipfile"}  # by no pickle's word
 WRITING = 0o3 | 0o100 | 0o1000 | 0o2000  # the flags of open() but O_RDONLY: write, create, truncate, append
 SWELLS = b"q\x00h\x00h\x00\x87"  # instructions of a pickle: what is on the stack becomes a tuple of three of it
 _GLOBALS = (
-    *("os system", "builtins eval", "__builtin__ exec", "builtins open", "subprocess Popen", "torch.hub load"),
-    *("__builtin__ bytearray", "torch FloatTensor", "torch.storage UntypedStorage", "torch._utils _rebuild_tensor_v2"),
-    *("numpy.core.multiarray scalar", "argparse Namespace", "collections OrderedDict", "runpy run_path"),
+    *("os system", "builtins eval", "builtins open", "torch.hub load", "__builtin__ bytearray", "torch FloatTensor"),
+    *("torch.storage UntypedStorage", "numpy.core.multiarray scalar", "argparse Namespace", "runpy run_path"),
 )
 WORDS = (  # of up to 64 bytes: libFuzzer takes no longer ones, and does not say so
     *(f"c{name.replace(' ', chr(10))}\n".encode() for name in _GLOBALS),
@@ -85,20 +80,17 @@ def saved(content: object, zipped: bool) -> bytes:
     return stream.getvalue()
 
 
-def archive(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
-    return repacked({f"archive/{name}": content for name, content in members.items()}, compression)
-
-
 def repacked(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compression) as archive:
+    with zipfile.ZipFile(stream, "w") as archive:
         for name, member in members.items():
             archive.writestr(zipfile.ZipInfo(name), member, compression)
     return stream.getvalue()
 
 
-def pickled(instructions: bytes) -> bytes:
-    return archive(**{"data.pkl": b"\x80\x02" + instructions + b".", "version": b"3"})
+def pickled(instructions: bytes, compression: int = zipfile.ZIP_STORED, order: bytes = b"little") -> bytes:
+    members = {"data.pkl": b"\x80\x02" + instructions + b".", "version": b"3", "byteorder": order}
+    return repacked({f"archive/{name}": content for name, content in members.items()}, compression)
 
 
 WORST = [  # and what is said of them
@@ -107,8 +99,8 @@ WORST = [  # and what is said of them
     (pickled(b"]q\x00h\x00a"), "filled after it was used"),
     (pickled(b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "bytearray"),
     (pickled(b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R"), "FloatTensor"),
-    (archive(zipfile.ZIP_DEFLATED, **{"data.pkl": bytes(10**7)}), "compressed archive"),
-    (archive(**{"data.pkl": b"\x80\x02}.", "version": b"3", "byteorder": b"\x1b[31m\0"}), "type: ?[31m?"),
+    (pickled(bytes(10**7), zipfile.ZIP_DEFLATED), "compressed archive"),
+    (pickled(b"}", order=b"\x1b[31m\0"), "type: ?[31m?"),
 ]
 
 
@@ -198,9 +190,10 @@ _heard: list[str] | None = None  # what happens meanwhile that must not
 def _hear(event: str, arguments: tuple) -> None:
     if _heard is None:
         return
+    is_forbidden = event.startswith(FORBIDDEN) and event not in HARMLESS
     is_writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
     is_known = event == "import" and str(arguments[0]).split(".")[0] in IMPORTED_LATE
-    if (is_writing or event in FORBIDDEN) and not is_known and not _is_importing():
+    if (is_forbidden or is_writing) and not is_known and not _is_importing():
         _heard.append(f"{event} {arguments!r:.200}")
 
 

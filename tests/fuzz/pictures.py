@@ -22,6 +22,7 @@ pillow_heif.register_heif_opener()  # Pillow then also writes HEIC
 EXTRA_MEMORY = 1536 * 2**20  # bytes: six times the 256 MB of the largest picture, for conversions
 COMPARED_PIXELS = 4_000_000  # larger pictures are not decoded twice
 MAX_MESSAGE = 500
+WORDS = (b"acTL", b"fcTL", b"fdAT", b"ANMF", b"Exif\0\0", b"ICC_PROFILE\0", b"\xff\xda", b"\xff\xff\xff\xff")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MALLOPT = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)  # only glibc has it
 _M_PERTURB = -6
@@ -53,12 +54,6 @@ VARIANTS = (  # more of a format: each an option or two
 )
 NUMBERS = (0, 1, 7, 8, 255, 256, 32767, 65535, 65536, 8000, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1)
 SIZES = re.compile(rb"\xff[\xc0-\xc2]...|IHDR|ispe....|VP8X........", re.DOTALL)  # after these stand width and height
-FORMS = ("<H", ">H", "<I", ">I")
-WORDS = (
-    *(struct.pack(form, number % 256 ** struct.calcsize(form)) for number in NUMBERS for form in FORMS),
-    *(b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"VP8X", b"ANMF", b"ispe"),
-    *(b"\xff\xc0", b"\xff\xc2", b"\xff\xda", b"\xff\xe1", b"\xff\xe2", b"Exif\0\0", b"ICC_PROFILE\0", b"\xff\xd9"),
-)  # fmt: skip
 
 
 @cache
