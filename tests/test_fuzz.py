@@ -5,7 +5,6 @@ import struct
 
 import pytest
 from fuzz import checkpoints, pictures
-from fuzz.damage import damaged
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
@@ -16,13 +15,13 @@ FEW = settings(max_examples=60, deadline=None, derandomize=True, database=None, 
 
 
 @FEW
-@given(damaged(pictures.seeds()).map(pictures.repaired))
+@given(pictures.damaged(pictures.seeds()).map(pictures.repaired))
 def test_any_bytes_give_a_safe_picture_or_one_line(content):
     pictures.check(content)
 
 
 @FEW
-@given(damaged(checkpoints.seeds()))
+@given(pictures.damaged(checkpoints.seeds()))
 def test_any_bytes_give_a_checkpoint_or_one_line_and_run_no_code(content):
     checkpoints.check(content)
 
@@ -59,7 +58,7 @@ def test_the_worst_checkpoints(content, message, tmp_path):
 
 
 def test_labels_do_not_command_the_terminal(python, tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(checkpoints.ours(labels=["\x1b[31mant", "bee\r\n", "ц\x07"]))
+    (tmp_path / "model.safetensors").write_bytes(checkpoints.ours(("\x1b[31mant", "bee\r\n", "ц\x07")))
     run = python("-m", "convmixer", "classify", "--sample", "--model", tmp_path / "model.safetensors")
     assert "?[31mant" in run.stdout and run.stdout.replace("\n", "").isprintable(), run
 

@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 import pillow_heif
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from convmixer.images import MAX_PIXELS, ImageError, load_image
@@ -21,7 +22,7 @@ pillow_heif.register_heif_opener()  # Pillow then also writes HEIC
 
 EXTRA_MEMORY = 1536 * 2**20  # bytes: six times the 256 MB of the largest picture, for conversions
 COMPARED_PIXELS = 4_000_000  # larger pictures are not decoded twice
-MAX_MESSAGE = 500
+MAX_MESSAGE = 2000
 WORDS = (b"acTL", b"fcTL", b"fdAT", b"ANMF", b"Exif\0\0", b"ICC_PROFILE\0", b"\xff\xda", b"\xff\xff\xff\xff")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MALLOPT = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)  # only glibc has it
@@ -33,26 +34,26 @@ MODES = {
     "WEBP": "RGB RGBA",
     "GIF": "RGB P L",
     "BMP": "RGB L P 1",
-    "TIFF": "RGB RGBA L P 1 I;16 I F CMYK LAB",
+    "TIFF": "RGB RGBA L P 1 I;16 I F CMYK",
     "AVIF": "RGB RGBA",
     "HEIF": "RGB RGBA",
     "PPM": "RGB L 1 I;16",
     "TGA": "RGB RGBA L P",
 }
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # orientation
 VARIANTS = (  # more of a format: each an option or two
-    *(("TIFF", "RGB", {"compression": kind}) for kind in ("tiff_lzw", "tiff_deflate", "packbits", "zstd")),
-    *(("TIFF", mode, {"compression": "jpeg"}) for mode in ("L", "RGB", "CMYK", "YCbCr")),
-    ("TIFF", "RGB", {"compression": "tiff_lzw", "tiffinfo": {317: 2}, "strip_size": 64}),
-    ("TIFF", "RGB", {"big_tiff": True, "orientation": True}),
-    ("JPEG", "RGB", {"progressive": True, "orientation": True}),
-    ("JPEG", "RGB", {"restart_marker_blocks": 1, "profile": True}),
-    ("PNG", "P", {"transparency": b"\0\x80\xff", "profile": True}),
-    ("PNG", "RGB", {"transparency": (1, 2, 3), "orientation": True, "film": True}),
-    ("WEBP", "RGB", {"lossless": True, "profile": True, "orientation": True}),
-    ("GIF", "P", {"film": True, "transparency": 3, "disposal": 2, "interlace": 1}),
+    *(("TIFF", "RGB", {"compression": kind}) for kind in ("tiff_deflate", "packbits", "zstd", "jpeg")),
+    ("TIFF", "CMYK", {"compression": "jpeg"}),
+    ("TIFF", "RGB", {"compression": "tiff_lzw", "tiffinfo": {317: 2}, "strip_size": 64, "big_tiff": True}),
+    ("JPEG", "RGB", {"progressive": True, "exif": EXIF, "restart_marker_blocks": 1, "icc_profile": ICC}),
+    ("PNG", "P", {"transparency": b"\0\x80\xff", "icc_profile": ICC}),
+    ("PNG", "RGB", {"transparency": (1, 2, 3), "exif": EXIF, "save_all": True}),
+    ("WEBP", "RGB", {"lossless": True, "icc_profile": ICC, "exif": EXIF}),
+    ("GIF", "P", {"save_all": True, "transparency": 3, "disposal": 2, "interlace": 1}),
     ("TGA", "RGB", {"compression": "tga_rle"}),
 )
-NUMBERS = (0, 1, 7, 8, 255, 256, 32767, 65535, 65536, 8000, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1)
 SIZES = re.compile(rb"\xff[\xc0-\xc2]...|IHDR|ispe....|VP8X........", re.DOTALL)  # after these stand width and height
 
 
@@ -64,22 +65,15 @@ def seeds() -> list[bytes]:
 
 
 def _encoded(format: str, mode: str, options: dict, number: int) -> bytes:
-    rng, options = np.random.default_rng(number), dict(options)
-    if mode in ("I;16", "I", "F"):
-        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    rng = np.random.default_rng(number)
+    picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((17, 13))
+    if kind := {"I;16": np.uint16, "I": np.int32, "F": np.float32}.get(mode):
         picture = Image.fromarray(rng.integers(0, 65536, (13, 17)).astype(kind))
     else:
-        picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((17, 13))
-        picture = Image.frombytes("LAB", (17, 13), picture.tobytes()) if mode == "LAB" else picture.convert(mode)
-    if options.pop("orientation", False):
-        options["exif"] = exif = Image.Exif()
-        exif[0x0112] = 6
-    if options.pop("profile", False):
-        options["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    if options.pop("film", False):
-        options |= {"save_all": True, "append_images": [picture.rotate(180)], "duration": 50}
+        picture = picture.convert(mode)
+    film = {"append_images": [picture.rotate(180)], "duration": 50} if "save_all" in options else {}
     stream = io.BytesIO()
-    picture.save(stream, format, **options)
+    picture.save(stream, format, **options, **film)
     return stream.getvalue()
 
 
@@ -87,9 +81,25 @@ def mutate(content: bytes, random: Random, havoc: Callable[[bytes], bytes]) -> b
     """``content`` changed by ``havoc``, or in its size; the checksums of a PNG are right afterwards."""
     places = [found.end() for found in SIZES.finditer(content)]
     if places and random.random() < 0.2:
-        at, number = random.choice(places) + random.choice((0, 2)), random.choice((*NUMBERS, *range(1, 40)))
-        return repaired(content[:at] + struct.pack(">H", number % 65536) + content[at + 2 :])
+        at, number = (
+            random.choice(places) + random.choice((0, 2)),
+            random.choice((0, 255, 8000, 32767, 65535, *range(1, 40))),
+        )
+        return repaired(content[:at] + struct.pack(">H", number) + content[at + 2 :])
     return repaired(havoc(content)) if random.random() < 0.9 else havoc(content)
+
+
+def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
+    """For Hypothesis: a seed in which at some places, as shares of its length, some bytes are others, fewer or more."""
+
+    def edited(content: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
+        for share, count, new in edits:
+            at = int(share * len(content))
+            content = content[:at] + new + (content[at + count :] if count < 40 else b"")
+        return content
+
+    edit = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 40), st.binary(max_size=12))
+    return st.builds(edited, st.sampled_from(seeds), st.lists(edit, max_size=4))
 
 
 def repaired(content: bytes) -> bytes:
@@ -112,7 +122,7 @@ def check(content: bytes) -> str:
         try:
             picture = load_image(content, allow_truncated=allow_truncated)
         except ImageError as error:
-            check_message(str(error), MAX_MESSAGE)
+            check_message(str(error))
             continue
         assert picture.mode == "RGB", f"mode {picture.mode}"
         assert 0 < math.prod(picture.size) <= MAX_PIXELS, f"size {picture.size}"
@@ -125,12 +135,12 @@ def check(content: bytes) -> str:
     try:
         seen = resize_and_crop(load_image(content, target_size=IMAGENET.resize), IMAGENET)
     except ImageError as error:
-        check_message(str(error), MAX_MESSAGE)
+        check_message(str(error))
         return "refused"
     assert seen.size == (IMAGENET.size, IMAGENET.size), f"the network would see {seen.size}"
     return "picture"
 
 
-def check_message(message: str, most: int) -> None:
-    assert message and message.isprintable(), f"the message is not one printable line: {message!r:.300}"
-    assert len(message) < most, f"the message has {len(message)} characters: {message:.100}"
+def check_message(message: str) -> None:
+    is_short = 0 < len(message) < MAX_MESSAGE
+    assert is_short and message.isprintable(), f"the message is not one printable line: {message!r:.300}"

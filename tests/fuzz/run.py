@@ -18,14 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0:1] = [str(ROOT / "tests"), str(ROOT)]  # `fuzz` and `convmixer` are found
 
-TARGETS = ("pictures", "checkpoints")
 INSTRUMENTED = ["convmixer", "PIL", "pillow_heif", "zipfile", "pickletools"]
 CPU_SECONDS, SECONDS = 20, 120  # that an input may take; the machine may be busy with something else
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] not in TARGETS:
-        sys.exit(f"run.py: the first argument must be one of: {', '.join(TARGETS)}")
+    if not arguments or arguments[0] not in ("pictures", "checkpoints"):
+        sys.exit("run.py: the first argument must be pictures or checkpoints")
     import atheris
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,9 +51,8 @@ def main(arguments: list[str]) -> None:
         words = Path(folder, "words.dict")
         words.write_text("\n".join('"' + "".join(map("\\x{:02x}".format, word)) + '"' for word in target.WORDS))
         options = [f"-dict={words}", f"-timeout={SECONDS}", "-rss_limit_mb=4096", "-max_len=100000", "-len_control=0"]
-        options += [f"-artifact_prefix={found}/", *arguments[1:]]
-        if all(word.startswith("-") for word in arguments[1:]):
-            options.append(folder)
+        inputs = [] if any(not word.startswith("-") for word in arguments[1:]) else [folder]
+        options += [f"-artifact_prefix={found}/", *arguments[1:], *inputs]
         atheris.Setup([sys.argv[0], *options], check, custom_mutator=mutate)
         atheris.Fuzz()
 

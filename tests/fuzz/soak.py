@@ -3,11 +3,9 @@
     python tests/fuzz/soak.py --requests 10000 [--clients 4]
 
 After a tenth, half and all of the requests the memory of each of the server's processes is printed, in MB, and in
-brackets the number of its open file descriptors. A failure, for which the exit code is 1, is: another answer to a good
-picture than the first one, but for the last digits of the scores, which depend on the pictures that went through the
-network together; an answer to a bad one that speaks of the server; memory that grows by more than 5 % and 20 MB from
-half to the end; more file descriptors than at a tenth, but for a few of connections under way; another process; a
-temporary file more than before. Linux only.
+brackets the number of its open file descriptors. A failure is a wrong answer, or one that speaks of the server; memory
+that grows by more than 5 % and 20 MB from half to the end; more file descriptors than at a tenth, but for a few of
+connections under way; another process; a temporary file more than before. Linux only.
 """
 
 import argparse
@@ -18,6 +16,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script
@@ -32,56 +31,34 @@ MAX_GROWTH, MAX_GROWN_BYTES = 0.05, 20e6
 DECODERS_HEAP = 128 * 2**20  # bytes that a decoder keeps between two pictures, as serving/decoder.py says
 SPARE_DESCRIPTORS = 8  # of connections that are closed a moment later
 KINDS = ("decoding", "watcher", "coglet", "cog.server", "serving")  # words of the command lines
-BAD = (
-    *({"image": data_uri(picture[: len(picture) // 2])} for picture in seeds()[::7]),
-    *({"image": text} for text in ("/etc/passwd", "http://127.0.0.1:9/x", "data:image/png;base64,A", "x" * 2_000_000)),
-    *({"image": data_uri(seeds()[0])} | wrong for wrong in ({"top_k": 0}, {"model": "none"}, {"heatmap": []})),
-    {},
-)
+TEXTS = ("/etc/passwd", "http://127.0.0.1:9/x", "data:image/png;base64,A", "x" * 2_000_000)
+BAD = [{"image": image} for image in (*TEXTS, *(data_uri(each[: len(each) // 2]) for each in seeds()[::7]))]
+BAD += [{}, *({"image": data_uri(seeds()[0])} | wrong for wrong in ({"top_k": 0}, {"model": "none"}))]
 
 
-def soak(server: Server, total: int, clients: int) -> list[str]:
-    """The failures."""
-
-    def one(number: int) -> str:
-        """What is wrong with the answer to one request, if anything is."""
-        try:
-            if number % 10 == 3:
-                status, text = server.send({"input": BAD[number // 10 % len(BAD)]})
-                assert status == 422 or (status == 200 and json.loads(text)["status"] == "failed")
-            else:
-                picture = seeds()[number % 20]
-                expect(server.output(image=data_uri(picture)), server.classifier, picture)
-        except AssertionError as error:
-            return f"request {number}: {error}"
-        return ""
-
-    files, seen, failures = listing(server), [], []
-    with ThreadPoolExecutor(clients) as pool:
-        for begin, end in itertools.pairwise((0, total // 10, total // 2, total)):
-            failures += filter(None, pool.map(one, range(begin, end)))
-            listing(server)  # once it has settled
-            seen.append(look(server.process.pid))
-            sizes = (f"{name} {size / 1e6:.1f} ({files})" for name, (size, files) in seen[-1].items())
-            print(f"{end:>7,} requests: MB (descriptors): {', '.join(sizes)}", flush=True)
-    return failures + left(*seen) + [f"left behind: {path}" for path in sorted(listing(server) - files)]
+def ask(server: Server, number: int) -> str:
+    """What is wrong with the answer to one request, if anything is."""
+    picture = seeds()[number % 20]
+    try:
+        if number % 10 == 3:
+            status, text = server.send({"input": BAD[number // 10 % len(BAD)]})
+            assert status == 422 or (status == 200 and json.loads(text)["status"] == "failed"), text
+        else:
+            expect(server.output(image=data_uri(picture)), server.classifier, picture)
+    except AssertionError as error:
+        return f"request {number}: {error}"
+    return ""
 
 
-def listing(server: Server) -> set[str]:
-    """What is in the server's temporary folder once nothing is under way."""
+def look(server: Server) -> dict[str, tuple[int, int]]:
+    """Bytes in memory and open file descriptors of each process of a server at rest; some of the latter come and go."""
     server.wait_for("READY")
-    time.sleep(0.3)
-    return {str(path) for path in server.temporary.rglob("*")}
-
-
-def look(pid: int) -> dict[str, tuple[int, int]]:
-    """Bytes in memory and open file descriptors of each process of a server; a few of the latter come and go."""
-    family, found = [pid], {}
-    for each in family:  # grows meanwhile
-        family += children(each)
-        name = next(kind for kind in KINDS if speaks_of(each, kind))
-        pages = int(Path(f"/proc/{each}/statm").read_text().split()[1])
-        counts = [len(os.listdir(f"/proc/{each}/fd")) for _ in range(10) if not time.sleep(0.02)]
+    family, found = [server.process.pid], {}
+    for pid in family:  # grows meanwhile
+        family += children(pid)
+        name = next(kind for kind in KINDS if speaks_of(pid, kind))
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        counts = [len(os.listdir(f"/proc/{pid}/fd")) for _ in range(10) if not time.sleep(0.02)]
         name += "'" * sum(known.rstrip("'") == name for known in found)
         found[name] = pages * os.sysconf("SC_PAGE_SIZE"), min(counts)
     return found
@@ -89,15 +66,12 @@ def look(pid: int) -> dict[str, tuple[int, int]]:
 
 def left(tenth: dict, half: dict, end: dict) -> list[str]:
     """What is more at the end than it was, of what `look` gives."""
-    if not tenth.keys() == half.keys() == end.keys():
-        return ["other processes than before"]
-    failures = []
-    for name, (size, files) in end.items():
-        before, room = half[name][0], DECODERS_HEAP if name.startswith("decoding") else MAX_GROWN_BYTES
-        if files > tenth[name][1] + SPARE_DESCRIPTORS:
-            failures.append(f"{name} has {files} open files at the end, {tenth[name][1]} at 10 %")
-        if size - before > max(room, MAX_GROWTH * before):
-            failures.append(f"{name} grew from {before / 1e6:.0f} to {size / 1e6:.0f} MB in the second half")
+    failures = [] if tenth.keys() == half.keys() == end.keys() else ["other processes than before"]
+    for name in tenth.keys() & half.keys() & end.keys():
+        before, (size, files) = half[name][0], end[name]
+        room = DECODERS_HEAP if name.startswith("decoding") else MAX_GROWN_BYTES
+        if files > tenth[name][1] + SPARE_DESCRIPTORS or size - before > max(room, MAX_GROWTH * before):
+            failures.append(f"{name} has grown: {tenth[name]}, {half[name]}, {end[name]} bytes and open files")
     return failures
 
 
@@ -106,14 +80,20 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=4)
     options = parser.parse_args()
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="convmixer-fuzz-") as folder:
+    failures, seen, start, total = [], [], time.monotonic(), options.requests
+    with tempfile.TemporaryDirectory(prefix="convmixer-fuzz-") as folder, ThreadPoolExecutor(options.clients) as pool:
         server = Server(Path(folder))
         try:
-            failures = soak(server, options.requests, options.clients)
+            files = {*server.temporary.rglob("*")}
+            for begin, end in itertools.pairwise((0, total // 10, total // 2, total)):
+                failures += filter(None, pool.map(partial(ask, server), range(begin, end)))
+                seen.append(look(server))
+                sizes = (f"{name} {size / 1e6:.1f} ({files})" for name, (size, files) in seen[-1].items())
+                print(f"{end:>7,} requests: MB (descriptors): {', '.join(sizes)}", flush=True)
+            failures += left(*seen) + [f"left behind: {path}" for path in {*server.temporary.rglob("*")} - files]
         finally:
             server.kill()
-    print(f"{options.requests:,} requests in {time.monotonic() - start:.0f} s; {len(failures)} failures")
+    print(f"{total:,} requests in {time.monotonic() - start:.0f} s; {len(failures)} failures")
     print(*failures[:20], sep="\n")
     return bool(failures)
 
