@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from processes import fields_of
 
 from convmixer import ImageError, Preprocessing, load_image
 from convmixer.preprocessing import CIFAR10, IMAGENET, resize_and_crop
-from serving import RequestError
 from serving import decoder as module
 from serving.decoder import Decoder
 
@@ -134,19 +132,6 @@ def test_a_cancelled_request_takes_no_process_along_and_leaves_no_answer(decoder
 
     run(check())
     assert pid_of(decoder) == pid
-
-
-def test_where_no_process_can_be_started_a_picture_gets_one_line(run, capfd):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        with pytest.raises(RequestError, match="no room for a picture at the moment; send it again"):
-            run((decoder := Decoder()).decode(SMALL, CIFAR10))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert capfd.readouterr().err.startswith("decoder process: it cannot be started: ")
-    with contextlib.closing(decoder):
-        run(decoder.decode(SMALL, CIFAR10))
 
 
 @pytest.mark.parametrize("reply", ["PIXELS, 2**31, 1", "PIXELS, 1, 2**31", "MESSAGE, 2**31, 0"])

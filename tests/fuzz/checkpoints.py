@@ -138,10 +138,8 @@ def check(content: bytes) -> str:
 
 def _read(path: Path) -> str:
     try:
-        read_description(path)
-    except CheckpointError as error:
-        check_message(str(error))
-    try:
+        if path.read_bytes()[8:9] == b"{":
+            read_description(path)
         checkpoint = load_checkpoint(path)
         assert len(checkpoint.labels) == checkpoint.config.num_classes, "labels and classes differ"
         classifier = Classifier(str(path), device="cpu")
@@ -152,7 +150,7 @@ def _read(path: Path) -> str:
     if config.dim * (side // config.patch_size) ** 2 > MOST_ACTIVATIONS or side < config.patch_size:
         return "usable, but large"
     if config.in_chans == 3:
-        predictions = classifier.classify(Image.linear_gradient("L").convert("RGB"))
+        predictions = classifier.classify(Image.linear_gradient("L"))
         assert all(isinstance(each.label, str) for each in predictions), "a label that is no text"
     return "usable"
 

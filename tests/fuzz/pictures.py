@@ -61,11 +61,11 @@ SIZES = re.compile(rb"\xff[\xc0-\xc2]...|IHDR|ispe....|VP8X........", re.DOTALL)
 def seeds() -> list[bytes]:
     """Valid pictures, all small; the same every time."""
     plain = [(format, mode, {}) for format, modes in MODES.items() for mode in modes.split()]
-    return [_encoded(*each, number) for number, each in enumerate([*plain, *VARIANTS])]
+    return [encoded(*each, number) for number, each in enumerate([*plain, *VARIANTS])]
 
 
-def _encoded(format: str, mode: str, options: dict, number: int) -> bytes:
-    rng = np.random.default_rng(number)
+def encoded(format: str, mode: str, options: dict, seed: int = 0) -> bytes:
+    rng = np.random.default_rng(seed)
     picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((17, 13))
     if kind := {"I;16": np.uint16, "I": np.int32, "F": np.float32}.get(mode):
         picture = Image.fromarray(rng.integers(0, 65536, (13, 17)).astype(kind))
