@@ -63,44 +63,34 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self):
         files = self.server.files
         if refusal := files.refusal(self.path, self.headers):
-            status, headers = refusal
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            return self.end_headers()
+            return self._start(*refusal)
         resource = files.resources[self.path]
         if resource.statuses:
             return self.send_error(resource.statuses.pop(0))
         if resource.redirect:
-            self.send_response(302)
-            self.send_header("Location", resource.redirect)
-            return self.end_headers()
-        start = self._start(resource)
-        if start and start >= len(resource.body):
-            return self.send_error(416)
-        self._send(resource, start)
-
-    def _start(self, resource: Resource) -> int:
+            return self._start(302, {"Location": resource.redirect})
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        return int(wanted[1]) if wanted and resource.takes_ranges else 0
-
-    def _send(self, resource: Resource, start: int):
-        body = resource.body[start:]
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(resource.body) - 1}/{len(resource.body)}")
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in resource.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
+        first, length = int(wanted[1]) if wanted and resource.takes_ranges else 0, len(resource.body)
+        if first and first >= length:
+            return self.send_error(416)
+        place = {"Content-Range": f"bytes {first}-{length - 1}/{length}"} if first else {}
+        self._start(206 if first else 200, {"Content-Length": str(length - first)} | place | resource.headers)
         if self.command == "HEAD":
-            return
+            return None
+        body = resource.body[first:]
         body = body[: resource.cuts.pop(0)] if resource.cuts else body
         half = len(body) // 2 if resource.pause else len(body)
         self.wfile.write(body[:half])
         if resource.pause:
             resource.pause.wait(timeout=30)
             self.wfile.write(body[half:])
+        return None
+
+    def _start(self, status: int, headers: dict[str, str]):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
 
     def handle(self):
         try:

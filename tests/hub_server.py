@@ -34,17 +34,13 @@ class HubServer(FileServer):
         if match is None:
             return super().refusal(path, headers)
         repo, revision = match[1], match[2]
-        commits = {
-            known.split("/")[4]: resource.headers["X-Repo-Commit"]
-            for known, resource in self.resources.items()
-            if known.startswith(f"/{repo}/")
-        }
-        if not commits or (repo in self.private and headers.get("Authorization") != f"Bearer {TOKEN}"):
+        answers = {path.split("/")[4]: it for path, it in self.resources.items() if path.startswith(f"/{repo}/")}
+        if not answers or (repo in self.private and headers.get("Authorization") != f"Bearer {TOKEN}"):
             return 401, {"X-Error-Code": "RepoNotFound"}
-        if revision not in commits:
+        if revision not in answers:
             return 404, {"X-Error-Code": "RevisionNotFound"}
         if path not in self.resources:
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commits[revision]}
+            return 404, {"X-Error-Code": "EntryNotFound", **answers[revision].headers}
         return None
 
     def environment(self, home) -> dict[str, str]:

@@ -68,17 +68,12 @@ def test_transparency_is_laid_on_white():
     assert pixels(encode(palette, "GIF", transparency=2))[0].tolist() == [[200, 0, 0], [0, 0, 0], [255] * 3]
 
 
-@pytest.mark.parametrize(
-    ("depth", "colour", "row", "transparent", "expected"),
-    [
-        (8, 2, bytes([0, 1, 2, 3, 40, 50, 60]), (1, 2, 3), [40, 50, 60]),
-        (8, 0, bytes([0, 7, 40]), (7,), [40] * 3),
-        (16, 0, b"\0" + struct.pack(">HH", 257, 258), (257,), [1] * 3),
-    ],
-)
-def test_one_transparent_colour(depth, colour, row, transparent, expected):
-    chunk = png_chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
-    assert pixels(png(2, 1, depth, colour, row, chunk))[0].tolist() == [[255] * 3, expected]
+def test_one_transparent_colour():
+    colour = png_chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))
+    assert pixels(png(2, 1, 8, 2, bytes([0, 1, 2, 3, 40, 50, 60]), colour))[0].tolist() == [[255] * 3, [40, 50, 60]]
+    deep_grey = png_chunk(b"tRNS", struct.pack(">H", 257))
+    row = b"\0" + struct.pack(">HH", 257, 258)
+    assert pixels(png(2, 1, 16, 0, row, deep_grey))[0].tolist() == [[255] * 3, [1] * 3]
 
 
 def test_other_modes():

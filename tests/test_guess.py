@@ -120,14 +120,12 @@ def test_our_own_config_describes_tensors_that_were_saved_again(random_checkpoin
         ('{"architecture": "x", "input_size": [3, 64, 32]}', r"input_size is \[3, 64, 32\]; it must be .* a square"),
         ('{"architecture": "x", "mean": 0.5}', "wrongly described"),
         ('{"architecture": "x", "label_names": ["a"]}', "there are 1 labels for 3 classes"),
-        ('{"model_type": "of something else"}', None),
     ],
 )
-def test_a_config_that_is_wrong_is_one_line_and_one_of_something_else_is_none(bare, config, message):
+def test_a_config_that_is_wrong_is_one_line(bare, config, message):
+    bare.with_name("config.json").write_text('{"model_type": "of something else"}')
+    assert load_checkpoint(bare).preprocessing == CIFAR10
     bare.with_name("config.json").write_text(config)
-    if message is None:
-        assert load_checkpoint(bare).preprocessing == CIFAR10
-        return
     with pytest.raises(CheckpointError, match=message) as caught:
         load_checkpoint(bare)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{bare}: ")
@@ -190,17 +188,11 @@ def test_labels_in_a_file_take_the_place_of_the_models(call_main, random_checkpo
     assert code == 2 and "there are 3 labels for 4 classes" in err
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"cat\n\ndog", "holds an empty label, or none; it must be one text for each class"),
-        (b"[1, 2]", "holds an empty label"),
-        (b"\xff\xfe", "is no UTF-8 text with one label a line, and no JSON list"),
-    ],
-)
-def test_labels_that_are_none(tmp_path, content, message):
-    (tmp_path / "labels").write_bytes(content)
-    with pytest.raises(LabelsError, match=message):
-        read_labels(tmp_path / "labels")
-    with pytest.raises(LabelsError, match="cannot be read: No such file"):
-        read_labels(tmp_path / "none")
+def test_labels_that_are_none(tmp_path):
+    (tmp_path / "holes").write_bytes(b"cat\n\ndog")
+    (tmp_path / "numbers").write_bytes(b"[1, 2]")
+    (tmp_path / "picture").write_bytes(b"\xff\xfe")
+    wrong = {"holes": "holds an empty label", "numbers": "holds an empty label", "picture": "is no UTF-8 text"}
+    for name, line in (wrong | {"missing": "cannot be read: No such file"}).items():
+        with pytest.raises(LabelsError, match=line):
+            read_labels(tmp_path / name)
