@@ -57,13 +57,11 @@ def test_many_pictures_give_what_each_gives_alone(classifier, picture, monkeypat
     assert classifier.classify_many([]) == [] and classifier.logits([]).shape == (0, 10)
 
 
-def test_other_pictures_are_answered_beside_a_broken_one(classifier, picture, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no")
-    sources = [picture(seed=1), tmp_path / "broken.png", picture(seed=2)]
+def test_other_pictures_are_answered_beside_a_broken_one(classifier, picture):
+    sources = [picture(seed=1), b"no picture", picture(seed=2)]
     first, broken, last = classifier.classify_many(sources, errors="return")
-    assert [first, last] == classifier.classify_many([sources[0], sources[2]])
-    assert isinstance(broken, ImageError)
-    with pytest.raises(ImageError, match=r"broken\.png"):
+    assert [first, last] == classifier.classify_many([sources[0], sources[2]]) and isinstance(broken, ImageError)
+    with pytest.raises(ImageError, match="cannot be read as a picture"):
         classifier.classify_many(sources)
     with pytest.raises(ValueError, match="errors is 'ignore'"):
         classifier.classify_many(sources, errors="ignore")
@@ -72,8 +70,7 @@ def test_other_pictures_are_answered_beside_a_broken_one(classifier, picture, tm
 @pytest.mark.parametrize("array", [np.zeros((32, 32, 3), np.uint8), torch.zeros(3, 75, 112), np.zeros((3, 32, 32))])
 def test_an_array_is_a_prepared_picture(classifier, picture, array):
     prepared = classifier.prepare(picture())
-    expected = classifier.classify(picture())
-    assert classifier.classify(prepared) == classifier.classify(torch.from_numpy(prepared)) == expected
+    assert classifier.classify(torch.from_numpy(prepared)) == classifier.classify(picture())
     with pytest.raises(ImageError, match=r"is a prepared picture, float32 \(3, 32, 32\); this one is"):
         classifier.classify(array)
 

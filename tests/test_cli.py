@@ -98,10 +98,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(call_main, model, arguments, pa
 
 def test_a_picture_that_is_cut_short_is_taken_on_request(call_main, model, picture, tmp_path):
     picture(300, 200).save(tmp_path / "a.jpg", quality=95)
-    content = (tmp_path / "a.jpg").read_bytes()
-    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
-    code, _, err = call_main(main, "classify", tmp_path / "a.jpg")
-    assert code == 2 and err.count("\n") == 1
+    os.truncate(tmp_path / "a.jpg", os.path.getsize(tmp_path / "a.jpg") // 2)
+    assert "cut short" in call_main(main, "classify", tmp_path / "a.jpg")[2]
     assert call_main(main, "classify", tmp_path / "a.jpg", "--allow-truncated")[0] == 0
 
 
@@ -115,9 +113,11 @@ def test_a_name_that_the_terminal_cannot_show(python, model, photo):
     assert done.returncode == 0 and "d\\xf6g" in done.stdout, done
 
 
-@pytest.mark.parametrize("where", ["| head -1", ">&-", ">&- 2>&-"])
+@pytest.mark.parametrize("where", ["| head -1", ">&- 2>&-"])
 def test_nobody_listens(model, photo, where):
-    words = f"set -o pipefail; {' '.join(COMMAND)} classify {f'{photo} ' * 40} {where}"
+    for number in range(40):
+        photo.with_name(f"{number}.png").write_bytes(photo.read_bytes())
+    words = f"set -o pipefail; {' '.join(COMMAND)} classify {photo.parent} {where}"
     done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.count(b"\n") == ("head" in where)

@@ -187,19 +187,12 @@ def test_bfloat16_becomes_float32_and_missing_counters_zero(tmp_path):
 # Files that are refused
 
 
-class RunsCode:
-    def __init__(self, function, argument):
-        self.function, self.argument = function, argument
-
-    def __reduce__(self):
-        return self.function, (self.argument,)
-
-
 @pytest.mark.parametrize(("save", "function"), [(torch.save, os.system), (save_bare_pickle, exec)])
 def test_code_in_a_pickle_is_not_run(tmp_path, save, function):
     trace = tmp_path / "trace"
     order = f"touch {trace}" if function is os.system else f"open({str(trace)!r}, 'w')"
-    save({"state_dict": timms().state_dict(), "args": RunsCode(function, order)}, tmp_path / "a.pth")
+    runs_code = type("RunsCode", (), {"__reduce__": lambda self: (function, (order,))})
+    save({"state_dict": timms().state_dict(), "args": runs_code()}, tmp_path / "a.pth")
     assert_refused(tmp_path / "a.pth", rf"refused, it could run code \('\S*{function.__name__}'\); save a state_dict")
     assert not trace.exists()
 
@@ -262,7 +255,6 @@ def test_tensors_that_are_not_a_convmixers(tmp_path, name, tensor, message):
         ({"labels": None}, "damaged metadata"),
         ({"architecture": {"dim": 8, "depth": 3, "width": 8}}, "damaged metadata: .*'width'"),
         ({"architecture": CONFIG.to_dict() | {"depth": 10**18}}, "'blocks.3.0.fn.0.weight' is missing"),
-        ({"preprocessing": CIFAR10.to_dict() | {"size": -1}}, "size is -1"),
         ({"training": "yes"}, "must be dictionaries"),
     ],
 )
