@@ -92,11 +92,10 @@ def test_pytorch_on_a_cpu_runs_as_many_at_once_as_its_cache_holds(random_checkpo
     monkeypatch.setattr(torch_engine, "CPU_SLICE_BYTES", 3 * 4 * 16 * 16 * 16)  # three pictures of 16 channels
     classifier.network.stem.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     x = torch.randn(8, 3, 32, 32)
-    together, features = classifier.engine.run(x.numpy(), stages=1)
+    logits, _ = classifier.engine.run(x.numpy())
     assert sizes == [3, 3, 2]
     with torch.inference_mode():
-        assert np.allclose(together, classifier.network(x), atol=1e-5)
-        assert np.allclose(features[0], classifier.network.forward_features(x), atol=1e-5)
+        assert np.allclose(logits, classifier.network(x), atol=1e-5)
 
 
 def test_the_weights_are_held_once(random_checkpoint):
@@ -148,8 +147,7 @@ def test_the_heat_map_lies_over_what_the_network_saw(classifier, picture):
     wide = picture(90, 30)
     heatmap = classifier.heatmap(wide)
     values = heatmap.at_picture_size()
-    assert values.shape == (30, 90) and np.isfinite(values[:, 30:60]).all()
-    assert np.isnan(values[:, :30]).all() and np.isnan(values[:, 60:]).all()
+    assert values.shape == (30, 90) and np.argwhere(~np.isnan(values))[[0, -1]].tolist() == [[0, 30], [29, 59]]
     # Transparent at opacity 0, except that what was not seen is darker.
     seen, unseen, bare = (30, 0, 60, 30), (0, 0, 30, 30), heatmap.overlay(0)
     assert bare.crop(seen) == wide.crop(seen) != heatmap.overlay().crop(seen)

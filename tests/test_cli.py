@@ -82,8 +82,10 @@ def test_the_heat_map_is_written(classify, model, folder, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "heat.png")), np.asarray(expected))
 
 
-def test_the_sample_the_models_and_the_version_need_no_file(call_main, classify):
-    assert json.loads(classify("--sample", "--json")[1])["image"] == "sample"
+def test_the_sample_the_models_and_the_version_need_no_file(call_main, classify, tmp_path):
+    (tmp_path / "labels").write_text("\n".join("abcdefghij"))
+    answer = json.loads(classify("--sample", "--json", "--labels", tmp_path / "labels")[1])
+    assert answer["image"] == "sample" and answer["predictions"][0]["label"] in "abcdefghij"
     assert call_main(main, "--version") == (0, f"convmixer {convmixer.__version__}\n", "")
     assert [line.split()[0] for line in call_main(main, "models")[1].splitlines()[1:]] == list(MODELS)
     first = json.loads(call_main(main, "models", "--json")[1].splitlines()[0])

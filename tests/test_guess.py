@@ -16,7 +16,6 @@ from timm.utils import CheckpointSaver
 from torch import nn
 
 from convmixer import CheckpointError, Classifier, load_checkpoint, zoo
-from convmixer.__main__ import main
 from convmixer.labels import LabelsError, read_labels
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from train.publish import hub_config
@@ -179,13 +178,12 @@ def test_what_nobody_says_is_assumed_and_said_in_one_line(tmp_path, caplog, clas
 
 
 @pytest.mark.parametrize("content", ["\ufeffcat\r\ndog\r\nété\r\n", json.dumps(LABELS)], ids=["text", "JSON"])
-def test_labels_in_a_file_take_the_place_of_the_models(call_main, random_checkpoint, tmp_path, content):
+def test_labels_in_a_file_take_the_place_of_the_models(random_checkpoint, tmp_path, content):
     (tmp_path / "labels").write_bytes(content.encode())
-    options = ["classify", "--sample", "--json", "--labels", tmp_path / "labels", "--model"]
-    code, out, _ = call_main(main, *options, random_checkpoint(classes=3))
-    assert code == 0 and {row["label"] for row in json.loads(out)["predictions"]} == set(LABELS)
-    code, _, err = call_main(main, *options, random_checkpoint(classes=4))
-    assert code == 2 and "there are 3 labels for 4 classes" in err
+    labels = read_labels(tmp_path / "labels")
+    assert Classifier(random_checkpoint(classes=3), labels=labels).labels == labels == LABELS
+    with pytest.raises(CheckpointError, match="there are 3 labels for 4 classes"):
+        Classifier(random_checkpoint(classes=4), labels=labels)
 
 
 def test_labels_that_are_none(tmp_path):

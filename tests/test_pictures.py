@@ -99,15 +99,3 @@ def test_an_address_that_gives_no_picture_gets_one_line(web, monkeypatch, path, 
     monkeypatch.setattr(web_module, limit, value)
     with pytest.raises(RequestError, match=line):
         get(web.url(path))
-
-
-def test_a_request_that_went_away_does_not_wait_for_its_host(web):
-    async def check() -> None:
-        task = asyncio.create_task(read(web.url("/held")))
-        while not web.requests:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(check())

@@ -47,10 +47,9 @@ def authors(seed=0):
 
 
 def checkpoint_of(network, **changes):
-    training, accuracy = {"recipe": "cifar10", "nested": {"values": [1, None, 0.5]}}, {"top1": 91.2}
-    fields = {"name": "mine", "config": CONFIG, "state_dict": network.state_dict(), "labels": LABELS}
-    fields |= {"preprocessing": CIFAR10, "training": training, "accuracy": accuracy}
-    return Checkpoint(**fields | changes)
+    training = {"recipe": "cifar10", "nested": {"values": [1, None, 0.5]}}
+    mine = Checkpoint("mine", CONFIG, network.state_dict(), LABELS, CIFAR10, training, {"top1": 91.2})
+    return replace(mine, **changes)
 
 
 def save_bare_pickle(content, path):
@@ -114,7 +113,6 @@ def test_loaded_tensors_are_mapped_and_survive_that_their_file_is_replaced(ours)
         ({"state_dict": {}}, "'stem.0.weight' is missing"),
         ({"training": {"when": object()}}, "not JSON serializable"),
         ({"labels": LABELS[:3]}, "there are 3 labels for 4 classes"),
-        ({"labels": ("a", "b", "c", 4)}, "labels must be"),
         ({"name": ""}, "name is ''"),
     ],
 )
@@ -152,13 +150,14 @@ def test_a_failed_write_leaves_the_old_file_and_a_link_stays_one(tmp_path):
         (timms, "net._orig_mod.", torch.save, lambda tensors: {"state_dict": tensors, "epoch": 3}),  # Lightning
         (timms, "", torch.save, lambda tensors: {"model_state_dict": tensors, "optimizer_state_dict": {}}),
         (timms, "timm_model.", torch.save, lambda tensors: {"net": tensors}),  # transformers
+        (lambda: timms().bfloat16(), "", save_file, lambda tensors: {k: v for k, v in tensors.items() if v.ndim}),
     ],
 )
 def test_state_dicts_under_every_name(tmp_path, build, prefix, save, wrap):
     network, path = build(), tmp_path / "my.model.pth.tar"
     save(wrap({prefix + name: tensor for name, tensor in network.state_dict().items()}), path)
     loaded = load_checkpoint(path)
-    assert_same_logits(loaded, network)
+    assert_same_logits(loaded, network.float())
     assert (loaded.name, loaded.config, loaded.labels[3]) == ("my.model", CONFIG, "class 3")
 
 
@@ -174,14 +173,6 @@ def test_training_checkpoint_as_the_authors_script_writes_it(tmp_path):
     content |= {"state_dict": network.state_dict(), "state_dict_ema": average.state_dict()}
     torch.save(content, tmp_path / "last.pth.tar")
     assert_same_logits(load_checkpoint(tmp_path / "last.pth.tar"), average)
-
-
-def test_bfloat16_becomes_float32_and_missing_counters_zero(tmp_path):
-    tensors = {name: tensor.bfloat16() for name, tensor in timms().state_dict().items() if "num_batches" not in name}
-    save_file(tensors, tmp_path / "half.safetensors")
-    loaded = load_checkpoint(tmp_path / "half.safetensors").state_dict
-    assert all(np.array_equal(loaded[name], tensor.float()) for name, tensor in tensors.items())
-    assert loaded["blocks.2.3.num_batches_tracked"] == 0
 
 
 # Files that are refused

@@ -56,8 +56,7 @@ def server(tmp_path, monkeypatch):
 
 def save_own(path, name, config):
     labels = tuple(f"label {i}" for i in range(config.num_classes))
-    accuracy = {"top1": 91.5, "data": "CIFAR-10 test", "images": 10_000}
-    save_checkpoint(path, Checkpoint(name, config, model.ConvMixer(config).state_dict(), labels, CIFAR10, {}, accuracy))
+    save_checkpoint(path, Checkpoint(name, config, model.ConvMixer(config).state_dict(), labels, CIFAR10, {}, {}))
 
 
 def put_timms_file(path):
