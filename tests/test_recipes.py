@@ -20,7 +20,7 @@ from convmixer.config import ConvMixerConfig
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from train.data.batches import training_transform
 from train.data.samples import seed_generators
-from train.loop import Finish
+from train.loop import Finish, choose_amp
 from train.recipe import Augmentation, Recipe
 from train.recipes import RECIPES
 from train.run import parse
@@ -38,7 +38,7 @@ def optimizer_of(recipe: Recipe) -> tuple:
     return type(optimizer), optimizer.defaults["betas"], eps, decay
 
 
-def test_the_imagenet_recipes_are_the_authors_command(picture):
+def test_the_imagenet_recipes_are_the_authors_command(picture, monkeypatch):
     recipe = RECIPES["imagenet_1536_20"]
     for name, epochs, model in (
         ("imagenet_768_32", 300, ConvMixerConfig(768, 32, kernel_size=7, patch_size=7, activation="relu")),
@@ -64,6 +64,8 @@ def test_the_imagenet_recipes_are_the_authors_command(picture):
     )
     assert (IMAGENET.size, IMAGENET.crop_pct, IMAGENET.interpolation) == (224, 0.96, "bicubic")
     assert optimizer_of(recipe) == (torch.optim.AdamW, (0.9, 0.999), 1e-3, {1: 0.0, 2: 2e-5, 4: 2e-5})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert choose_amp(recipe.amp, torch.device("cuda")) == "fp16"  # --amp was, on their RTX 8000
     finish = Finish(recipe, torch.channels_last, CPU)
     assert vars(finish.mixup) == vars(Mixup(mixup_alpha=0.5, cutmix_alpha=0.5, label_smoothing=0.1, num_classes=1000))
     assert vars(finish.erasing) == vars(RandomErasing(0.25, mode="pixel", device="cpu"))

@@ -39,6 +39,7 @@ def at(tmp_path_factory) -> Iterator[Path]:
     write_shards(root / "bare", info=False)
     write_parquet(root / "named", [i % 3 for i in range(9)], datasets.ClassLabel(names=list(CLASSES)))
     write_parquet(root / "numbers", [0, 1, 0])
+    write_parquet(root / "floats", [0.5, 1.5])
     write_parquet(root / "words", [CLASSES[i % 3] for i in range(9)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
@@ -199,10 +200,12 @@ def test_the_hold_out_takes_a_share_of_each_class_and_never_overlaps(at, tmp_pat
         ("{}/nowhere", {}, "does not exist"),
         (__file__, {}, "neither a folder nor a .tar file"),
         ("{}/tars/train.tar/cow", {}, "holds no folder cow; it has cat, dog 2, dog 10"),
+        ("{}/tested", {"val_split": "small"}, "no split 'small'; it has train, test"),
         ("{}/tested", {"val_split": "train"}, "both the training and the validation split"),
         ("{}/tested", {"hold_out": 1.0}, "above 0 and below 1"),
         ("{}/ones", {}, "one picture a class"),
         ("{}/other", {}, "other/val has classes that are none of the 3 to learn: cow; those are cat, dog 2, dog 10"),
+        ("wds/{}/nowhere", {}, "there is no folder"),
         ("wds/{}/bare", {}, 'nor an _info.json; give the shards as the split: "part-'),
         ("wds/{}/bare", {"train_split": "part-{0..3}.tar|many"}, "is not how shards are written"),
         ("wds/{}/bare", {"train_split": "part-{0..5}.tar|36"}, "2 of 6 shards are missing"),
@@ -210,6 +213,7 @@ def test_the_hold_out_takes_a_share_of_each_class_and_never_overlaps(at, tmp_pat
         ("wds/{}/shards", {"val_split": "part-3.tar"}, "how many pictures"),
         ("hfds/{}/nowhere", {}, "there is no folder"),
         ("hfds/nobody/nothing-such", {}, "cannot be loaded: there is no such folder, and from the Hub"),
+        ("hfds/{}/floats", {}, "must be names or numbers"),
         ("hfds/{}/numbers", {"train_split": "val"}, "no split 'val'; it has train"),
         ("hfds/{}/numbers", {"classes": ("cat",)}, "has the label 1, but there are 1 classes"),
     ],
