@@ -26,8 +26,7 @@ class Device:
 @pytest.mark.parametrize(
     ("most", "requests", "cancelled", "batches"),
     [
-        pytest.param(64, [(0, 1), (0, 2), (0, 3)], [], [[1, 2, 3]], id="all that wait go together"),
-        pytest.param(2, [(0, 1), (0, 2), (0, 3)], [], [[1, 2], [3]], id="a batch has a largest size"),
+        pytest.param(2, [(0, 1), (0, 2), (0, 3)], [], [[1, 2], [3]], id="as many as fit go together"),
         pytest.param(2, [(0, 1), (1, 9), (0, 2), (0, 3)], [], [[1, 2], [9], [3]], id="no model starves another"),
         pytest.param(64, [(0, 1), (0, -2), (0, 3)], [], [[1, -2, 3], [1], [-2], [3]], id="the guilty fails alone"),
         pytest.param(2, [(0, 1), (0, 2), (0, 3)], [0, 1], [[2, 3]], id="who is cancelled leaves a place"),

@@ -33,6 +33,13 @@ def test_a_picture_is_classified(cog, web, inputs, top_k):
         expect(cog.output(image=image, **inputs), cog.classifier, PICTURE, top_k, "heatmap" in inputs)
 
 
+def test_a_heat_map_does_not_change_the_scores(cog):
+    """A large JPEG is read at a fraction of its sides for the network, and at more of them to be shown."""
+    large = data_uri(encoded(noise(40, 30).resize((1600, 1200)), "JPEG"))
+    plain, drawn = (cog.output(image=large, heatmap=heatmap) for heatmap in (False, True))
+    assert drawn["predictions"] == plain["predictions"]
+
+
 def test_a_large_heat_map_is_small_enough_not_to_stay_on_the_servers_disk(cog):
     content = encoded(noise(2100, 2110), "BMP")  # noise: nothing takes more space once it is compressed
     answer = cog.predict(image=data_uri(content), heatmap=True)

