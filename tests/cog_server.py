@@ -115,11 +115,14 @@ class Server:
         try:
             self.wait_for("READY")
         except BaseException:
-            self.kill()
+            self.__exit__()
             raise
         weights.unlink()
 
-    def kill(self) -> None:
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # with its worker
         self.process.wait()

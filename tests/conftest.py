@@ -174,9 +174,8 @@ def running(tmp_path_factory):
     """Cog's own server with six slots, for all tests that leave it as it was."""
     from cog_server import Server
 
-    server = Server(tmp_path_factory.mktemp("server"), "--slots", 6)
-    yield server
-    server.kill()
+    with Server(tmp_path_factory.mktemp("server"), "--slots", 6) as server:
+        yield server
 
 
 @pytest.fixture

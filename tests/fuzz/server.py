@@ -55,9 +55,13 @@ def says_nothing_and_stays_ready(context, response, case) -> None:
 
 
 def main(options: list[str]) -> int:
-    """Schemathesis' exit code, or 1 if the server is another one afterwards."""
+    """Schemathesis' exit code. Raises AssertionError if the server is another one afterwards."""
     os.environ["http_proxy"] = "http://127.0.0.1:9"  # no address that is made up is asked
-    with FileServer() as web, tempfile.TemporaryDirectory(prefix="convmixer-fuzz-") as folder:
+    with (
+        FileServer() as web,
+        tempfile.TemporaryDirectory(prefix="convmixer-fuzz-") as folder,
+        Server(Path(folder)) as server,
+    ):
         web.resources |= {
             "/picture.png": Resource(PICTURE),
             "/to-file": Resource(redirect="file:///etc/passwd"),
@@ -65,23 +69,16 @@ def main(options: list[str]) -> int:
             "/cut": Resource(PICTURE, cuts=[100] * 10**5),
             "/500": Resource(statuses=[500] * 10**5),
         }
-        server = Server(Path(folder))
-        try:
-            first = server.output(image=GOOD)
-            command = [str(Path(sys.executable).with_name("st")), "run", f"http://127.0.0.1:{server.port}/openapi.json"]
-            command += ["--checks", "not_a_server_error,says_nothing_and_stays_ready"]
-            command += ["--phases", "coverage,fuzzing", "--generation-database", "none", "--no-color"]
-            known = {"FUZZ_WEB": web.url(""), "PORT": str(server.port), "no_proxy": "127.0.0.1"}
-            known |= {"SCHEMATHESIS_HOOKS": "fuzz.server", "PYTHONPATH": os.pathsep.join(sys.path[:2])}
-            code = subprocess.run([*command, *options], cwd=folder, env=os.environ | known, check=False).returncode
-            server.wait_for("READY")
-            assert server.output(image=GOOD) == first, "the good picture gets another answer"
-            assert "ended by" not in server.log.read_text(), "the server or a decoder had to be started again"
-        except AssertionError as error:
-            print(f"server.py: {error}")
-            code = 1
-        finally:
-            server.kill()
+        first = server.output(image=GOOD)
+        command = [str(Path(sys.executable).with_name("st")), "run", f"http://127.0.0.1:{server.port}/openapi.json"]
+        command += ["--checks", "not_a_server_error,says_nothing_and_stays_ready"]
+        command += ["--phases", "coverage,fuzzing", "--generation-database", "none", "--no-color"]
+        known = {"FUZZ_WEB": web.url(""), "PORT": str(server.port), "no_proxy": "127.0.0.1"}
+        known |= {"SCHEMATHESIS_HOOKS": "fuzz.server", "PYTHONPATH": os.pathsep.join(sys.path[:2])}
+        code = subprocess.run([*command, *options], cwd=folder, env=os.environ | known, check=False).returncode
+        server.wait_for("READY")
+        assert server.output(image=GOOD) == first, "the good picture gets another answer"
+        assert "ended by" not in server.log.read_text(), "the server or a decoder had to be started again"
     return code
 
 

@@ -81,18 +81,15 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=4)
     options = parser.parse_args()
     failures, seen, start, total = [], [], time.monotonic(), options.requests
-    with tempfile.TemporaryDirectory(prefix="convmixer-fuzz-") as folder, ThreadPoolExecutor(options.clients) as pool:
-        server = Server(Path(folder))
-        try:
-            files = {*server.temporary.rglob("*")}
-            for begin, end in itertools.pairwise((0, total // 10, total // 2, total)):
-                failures += filter(None, pool.map(partial(ask, server), range(begin, end)))
-                seen.append(look(server))
-                sizes = (f"{name} {size / 1e6:.1f} ({files})" for name, (size, files) in seen[-1].items())
-                print(f"{end:>7,} requests: MB (descriptors): {', '.join(sizes)}", flush=True)
-            failures += left(*seen) + [f"left behind: {path}" for path in {*server.temporary.rglob("*")} - files]
-        finally:
-            server.kill()
+    folder, pool = tempfile.TemporaryDirectory(prefix="convmixer-fuzz-"), ThreadPoolExecutor(options.clients)
+    with folder, pool, Server(Path(folder.name)) as server:
+        files = {*server.temporary.rglob("*")}
+        for begin, end in itertools.pairwise((0, total // 10, total // 2, total)):
+            failures += filter(None, pool.map(partial(ask, server), range(begin, end)))
+            seen.append(look(server))
+            sizes = (f"{name} {size / 1e6:.1f} ({files})" for name, (size, files) in seen[-1].items())
+            print(f"{end:>7,} requests: MB (descriptors): {', '.join(sizes)}", flush=True)
+        failures += left(*seen) + [f"left behind: {path}" for path in {*server.temporary.rglob("*")} - files]
     print(f"{total:,} requests in {time.monotonic() - start:.0f} s; {len(failures)} failures")
     print(*failures[:20], sep="\n")
     return bool(failures)
