@@ -5,7 +5,6 @@ import struct
 import numpy as np
 import pytest
 from picture_files import (
-    SRGB,
     WIDE_PROFILE,
     encode,
     exif,
@@ -17,23 +16,12 @@ from picture_files import (
     pixels,
     png,
     png_chunk,
-    rgb_profile,
     srgb_curve,
     wide_to_srgb,
 )
 from PIL import Image, ImageCms
 
 pytestmark = pytest.mark.usefixtures("silent")
-
-GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
-DEEP_GREYS = GREYS * np.uint16(257)
-
-
-def test_16_bit_grey_is_scaled_not_clipped():
-    native = Image.fromarray(DEEP_GREYS)
-    big_endian = Image.frombytes("I;16B", (16, 16), DEEP_GREYS.astype(">u2").tobytes())
-    for source in (encode(native, "PNG"), encode(big_endian, "TIFF"), native):
-        assert (pixels(source) == GREYS[..., None]).all()
 
 
 @pytest.mark.parametrize(
@@ -47,30 +35,21 @@ def test_16_bit_grey_is_scaled_not_clipped():
     ],
 )
 def test_deep_grey(values, expected):
-    assert pixels(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == expected
+    for source in (Image.fromarray(values), encode(Image.fromarray(values), "TIFF")):
+        assert pixels(source)[0, :, 0].tolist() == expected
 
 
 def test_transparency_is_laid_on_white():
-    rgba = Image.new("RGBA", (3, 1))
-    for x, pixel in enumerate([(200, 0, 0, 255), (0, 0, 0, 128), (9, 9, 9, 0)]):
-        rgba.putpixel((x, 0), pixel)
-    expected = [[200, 0, 0], [127, 127, 127], [255, 255, 255]]
+    rgba = Image.fromarray(np.uint8([[(200, 0, 0, 255), (0, 0, 0, 128), (9, 9, 9, 0)]]))
     palette = Image.new("P", (3, 1))
     palette.putpalette([200, 0, 0, 0, 0, 0, 9, 9, 9])
     palette.putdata([0, 1, 2])
     levels = encode(palette, "PNG", transparency=bytes([255, 128, 0]))
-    for source in (rgba, encode(rgba, "PNG"), encode(rgba, "TIFF"), rgba.convert("RGBa"), levels):
-        assert pixels(source)[0].tolist() == expected
-    assert pixels(encode(rgba.convert("LA"), "PNG"))[0, 1:].tolist() == expected[1:]
-    assert pixels(encode(palette, "GIF", transparency=2))[0].tolist() == [[200, 0, 0], [0, 0, 0], [255] * 3]
-
-
-def test_one_transparent_colour():
-    colour = png_chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))
-    assert pixels(png(2, 1, 8, 2, bytes([0, 1, 2, 3, 40, 50, 60]), colour))[0].tolist() == [[255] * 3, [40, 50, 60]]
-    deep_grey = png_chunk(b"tRNS", struct.pack(">H", 257))
-    row = b"\0" + struct.pack(">HH", 257, 258)
-    assert pixels(png(2, 1, 16, 0, row, deep_grey))[0].tolist() == [[255] * 3, [1] * 3]
+    for source in (encode(rgba, "PNG"), encode(rgba, "TIFF"), rgba.convert("RGBa"), levels):
+        assert pixels(source)[0].tolist() == [[200, 0, 0], [127, 127, 127], [255, 255, 255]]
+    assert pixels(encode(rgba.convert("LA"), "PNG"))[0, 1:].tolist() == [[127, 127, 127], [255, 255, 255]]
+    one_grey = png_chunk(b"tRNS", struct.pack(">H", 257))
+    assert pixels(png(2, 1, 16, 0, b"\0\1\1\1\2", one_grey))[0].tolist() == [[255] * 3, [1] * 3]
 
 
 def test_other_modes():
@@ -100,12 +79,9 @@ def test_a_profile_is_applied(format):
     assert abs(converted.astype(int) - plain).max() > 40
 
 
-def test_srgbs_own_profile_changes_nothing_and_one_that_is_nearly_so_does():
-    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = noise(64, 64)
+def test_srgbs_own_profile_changes_nothing():
+    own, picture = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), noise(64, 64)
     assert np.array_equal(pixels(encode(picture, "PNG", icc_profile=own)), np.asarray(picture))
-    plain_gamma = rgb_profile(SRGB, 2.2)  # what some programs call sRGB; not within rounding of it
-    assert abs(pixels(encode(picture, "PNG", icc_profile=plain_gamma)).astype(int) - np.asarray(picture)).max() > 2
 
 
 def test_a_broken_or_foreign_profile_is_ignored():
@@ -130,14 +106,11 @@ def test_a_profile_under_transparency_palettes_turns_and_reductions():
 
 
 def test_profiles_of_greys():
-    profile = icc_profile(b"GRAY", {b"kTRC": icc_gamma(1)})
-    expected = np.repeat(srgb_curve(GREYS / 255)[..., None], 3, 2)
-    eight = Image.fromarray(GREYS)
-    for picture, format in ((eight, "PNG"), (Image.fromarray(DEEP_GREYS), "TIFF")):
-        found = pixels(encode(picture, format, icc_profile=profile))
-        assert abs(found - expected).max() < 1.6, (picture.mode, format)
-    found = pixels(encode(eight, "PNG", icc_profile=profile, transparency=7))
-    assert found[0, 7].tolist() == [255] * 3 and abs(found[0, 8] - expected[0, 8]).max() < 1.6
+    profile, greys = icc_profile(b"GRAY", {b"kTRC": icc_gamma(1)}), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected, deep = srgb_curve(greys / 255)[..., None], Image.fromarray(greys * np.uint16(257))
+    assert abs(pixels(encode(deep, "TIFF", icc_profile=profile)) - expected).max() < 1.6
+    found = pixels(encode(Image.fromarray(greys), "PNG", icc_profile=profile, transparency=7))
+    assert found[0, 7].tolist() == [255] * 3 and abs(found[1:] - expected[1:]).max() < 1.6
 
 
 def test_cmyk_goes_through_its_profile():

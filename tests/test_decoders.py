@@ -93,16 +93,11 @@ ORIENTED = 'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"'
 XMP = f"<x:xmpmeta {SPACES}><rdf:Description {ORIENTED}/></rdf:RDF></x:xmpmeta>".encode()
 
 
-@pytest.mark.parametrize("format", ["JPEG", "WEBP", "TIFF", "AVIF", "HEIC"])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "TIFF", "AVIF"])
 def test_orientation_in_xmp_is_not_applied(format):
     """Browsers show such pictures as they are stored, and so do the programs that write both."""
-    if format == "HEIC":  # pillow-heif would turn what XMP says into a transformation
-        data = heic(gradient(32, 16), xmp=XMP.replace(b'"6"', b'"1"')).replace(b'Orientation="1"', b'Orientation="6"')
-    else:
-        data = encode(gradient(32, 16), format, **({"tiffinfo": {700: XMP}} if format == "TIFF" else {"xmp": XMP}))
-    assert XMP in data and load_image(data).size == (32, 16)
-    if format == "JPEG":
-        assert load_image(Image.open(io.BytesIO(data))) == load_image(data)
+    data = encode(gradient(32, 16), format, **({"tiffinfo": {700: XMP}} if format == "TIFF" else {"xmp": XMP}))
+    assert XMP in data and load_image(data).size == load_image(Image.open(io.BytesIO(data))).size == (32, 16)
 
 
 # JPEGs at the scale that is needed

@@ -22,7 +22,7 @@ from convmixer.download import DownloadError, progress_bar
 from convmixer.labels import imagenet_labels
 from convmixer.preprocessing import CIFAR10, IMAGENET
 from convmixer.readers import infer_config
-from convmixer.weights import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from convmixer.weights import Checkpoint, CheckpointError, save_checkpoint
 from convmixer.zoo import MODELS, ModelError
 
 SMALL = ConvMixerConfig(dim=4, depth=2, kernel_size=3, patch_size=7, activation="relu")  # as 768/32, but small
@@ -47,8 +47,8 @@ def server(tmp_path, monkeypatch):
     with hub_server.HubServer() as server:
         hub_server.use(monkeypatch, server, tmp_path / "home")
         for name in PUBLISHED:
-            small = replace(MODELS[name], config=SMALL, release=server.url(f"/{name}.pth.tar"))
-            monkeypatch.setitem(MODELS, name, small)
+            release = server.url(f"/{name}.pth.tar")
+            monkeypatch.setitem(MODELS, name, replace(MODELS[name], config=SMALL, release=release))
         monkeypatch.setitem(MODELS, SHIPPED, replace(MODELS[SHIPPED], shipped=tmp_path / "shipped.safetensors"))
         save_own(tmp_path / "shipped.safetensors", "as trained", MODELS[SHIPPED].config)
         yield server
@@ -88,12 +88,6 @@ def test_published_models_are_timms(name):
     assert (IMAGENET.mean, IMAGENET.std) == (pretrained.mean, pretrained.std)
 
 
-def test_the_shipped_model_is_what_the_table_says():
-    checkpoint = load_checkpoint(REAL_MODELS[SHIPPED].shipped)
-    assert (checkpoint.name, checkpoint.config) == (SHIPPED, REAL_MODELS[SHIPPED].config)
-    assert checkpoint.accuracy["top1"] > 94 and "automobile" in checkpoint.labels
-
-
 # By name
 
 
@@ -109,12 +103,10 @@ def test_a_file_in_the_cache_is_used(server, cache, suffix):
     assert checkpoint.accuracy["top1"] == 80.158
 
 
-@pytest.mark.parametrize("first_source", ["missing", "of another network", "cut"])
+@pytest.mark.parametrize("first_source", ["of another network", "cut"])
 def test_second_source_has_its_own_format_and_name(server, cache, tmp_path, first_source):
     weights = serve(server, NAME, tmp_path)
-    if first_source == "missing":
-        server.resources = {path: it for path, it in server.resources.items() if it is not weights}
-    elif first_source == "of another network":
+    if first_source == "of another network":
         weights.body = safetensors.torch.save({"weight": torch.ones(3)})
     else:
         weights.takes_ranges, weights.cuts = False, [1000] * 20
@@ -193,11 +185,10 @@ def test_auto_is_the_best_model_that_is_here_and_downloads_none(server, cache, t
     assert zoo.resolve() == ("convmixer_1536_20", cache / "convmixer_1536_20.safetensors")
 
 
-def test_auto_is_the_file_that_cog_weights_names(cache, tmp_path, monkeypatch):
-    put_timms_file(cache / f"{NAME}.safetensors")
+def test_auto_is_the_file_that_cog_weights_names(tmp_path, monkeypatch):
     save_own(tmp_path / "mine", "my own", SMALL)
     monkeypatch.setenv("COG_WEIGHTS", str(tmp_path / "mine"))
-    assert (zoo.load().name, zoo.load(NAME).name) == ("my own", NAME)
+    assert zoo.load().name == "my own"
     monkeypatch.setenv("COG_WEIGHTS", "/no/such/file")
     with pytest.raises(CheckpointError, match=r"^the file that COG_WEIGHTS names is not there: /no/such/file$"):
         zoo.load()
