@@ -16,8 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 # A cluster in a process of its own: what is left of it goes with that process.
 RUN = """
-import sys, threading, time
-import ray
+import sys, threading, time, ray
 from ray.cluster_utils import Cluster
 from convmixer import cluster as job
 

@@ -17,9 +17,6 @@ pytestmark = pytest.mark.usefixtures("silent")
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC", "PPM", "TGA"]
 
 
-# What a source may be
-
-
 def test_every_kind_of_source_gives_the_same_picture(tmp_path):
     data = encode(noise(20, 10), "PNG")
     path = tmp_path / "zażółć 图.png"
@@ -48,20 +45,14 @@ def test_a_pil_image_is_copied_and_left_alone():
 
 def test_sources_that_cannot_be_read(tmp_path):
     assert "binary mode" in refuse(io.StringIO("text"))
-    assert "from NoneType" in refuse(None)
     assert "from ndarray" in refuse(np.zeros((4, 4, 3), np.uint8))
     assert f"{tmp_path} is a folder" in refuse(tmp_path)
     assert "dgo.jpg cannot be opened (No such file" in refuse(tmp_path / "dgo.jpg")
     assert "not a valid path" in refuse("dog\0.jpg")
-    assert "dog?.jpg" in refuse("dog\n.jpg")
-    assert len(refuse("data:image/png;base64," + "A" * 100_000)) < 500
-    refuse("\ud800.jpg")
+    assert "dog?.jpg" in refuse("dog\n.jpg") and len(refuse("A" * 100_000)) < 500
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", "/dev/zero"):  # opened, they would wait or give for ever
         assert "not a regular file" in refuse(path)
-
-
-# Files that are no picture, or a broken one
 
 
 @pytest.mark.parametrize(
@@ -69,7 +60,6 @@ def test_sources_that_cannot_be_read(tmp_path):
     [
         b"just some notes\n",
         b"BMW makes cars, and this text begins like a BMP file\n" * 9,
-        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(64),
         b"",
     ],
@@ -106,18 +96,12 @@ def test_warnings_are_kept_from_the_caller_in_all_threads_and_from_nobody_else()
         Image.open(io.BytesIO(bad))
 
 
-# Limits
-
-
 def test_the_limit_is_exact_and_known_before_anything_is_decoded(no_decoding):
     bomb = png_bomb(10_000)
     assert len(bomb) < 50_000 and "10000 x 10000 pixels" in refuse(bomb)
     assert "30 x 20 pixels, more than the 599" in refuse(noise(30, 20), max_pixels=599)
-    assert load_image(noise(30, 20), max_pixels=600).size == (30, 20)
+    assert load_image(noise(30, 20), max_pixels=600) == noise(30, 20)
     assert "no pixels" in refuse(Image.new("RGB", (0, 5)))
-
-
-# Which way is up
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

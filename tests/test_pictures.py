@@ -49,10 +49,10 @@ def test_base64_of_any_kind_is_read(uri):
 
 
 @pytest.mark.parametrize(
-    "uri", ["data:;base64,@@@@", "data:;base64,AAAAA", "data:;base64,AA=AA", "data:;base64,\u2603"]
+    "uri", ["data:;base64,@@@@", "data:;base64,AAAAA", "data:;base64,AA=AA", "data:;base64,\u2603", "data:image/png"]
 )
 def test_a_data_uri_that_is_damaged_gets_one_line(uri):
-    with pytest.raises(ImageError, match="damaged base64") as raised:
+    with pytest.raises(ImageError, match=r"damaged base64|without a comma") as raised:
         content_of(uri)
     assert str(raised.value).isprintable()
 
@@ -65,7 +65,6 @@ def test_a_data_uri_that_is_damaged_gets_one_line(uri):
         (7, "send one of them"),
         ("http://", "no host"),
         ("http://127.0.0.1:9/x", "Connection refused"),
-        ("http://127.0.0.1:9/a b\r\nX: y", "could not be fetched"),
     ],
 )
 def test_what_cannot_be_read_gets_one_line(text, line, monkeypatch):

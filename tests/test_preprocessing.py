@@ -38,13 +38,15 @@ def test_malformed_settings_are_named_in_one_line(name, values):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
     with pytest.raises(ValueError, match="must be given interpolation, mean, std"):
         Preprocessing.from_dict({"size": 224, "crop_pct": 0.96})
+    for image, line in ((Image.new("RGBA", (4, 4)), "RGBA"), (Image.new("RGB", (0, 4)), "at least one pixel")):
+        with pytest.raises(ValueError, match=line):
+            preprocess(image, CIFAR10)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (300, 1), (7, 1000), (233, 233), (235, 233), (375, 500), (640, 481)], ids=str)
 @pytest.mark.parametrize(
     "preprocessing",
     [IMAGENET, CIFAR10, *(Preprocessing(48, 0.875, each) for each in ("nearest", "bilinear", "hamming", "lanczos"))],
-    ids=lambda it: f"{it.size} {it.interpolation}",
 )
 def test_equal_to_timm(size, preprocessing):
     given = {"crop_pct": preprocessing.crop_pct, "mean": preprocessing.mean, "std": preprocessing.std}

@@ -76,9 +76,6 @@ def ours(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-# Our own files
-
-
 def test_what_is_saved_is_loaded_and_timm_reads_it(tmp_path):
     network, path = timms(), tmp_path / "model.safetensors"
     odd = network.state_dict()  # as training may leave it
@@ -111,7 +108,7 @@ def test_loaded_tensors_are_mapped_and_survive_that_their_file_is_replaced(ours)
         ({"state_dict": {}}, "'stem.0.weight' is missing"),
         ({"training": {"when": object()}}, "not JSON serializable"),
         ({"labels": LABELS[:3]}, "there are 3 labels for 4 classes"),
-        ({"name": ""}, "name is ''"),
+        ({"training": None}, "must be dictionaries"),
     ],
 )
 def test_nothing_is_written_that_could_not_be_read(tmp_path, changes, message):
@@ -124,19 +121,12 @@ def test_a_failed_write_leaves_the_old_file_and_a_link_stays_one(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "plain").touch()
 
-    def fail(file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
     write_atomically(tmp_path / "link", lambda file: file.write(b"new"))
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "link", fail)
+    with pytest.raises(ValueError, match="half"):
+        write_atomically(tmp_path / "link", lambda file: file.write(b"half") and int("half"))
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert len(os.listdir(tmp_path)) == 3
-
-
-# Other people's files
 
 
 @pytest.mark.parametrize(
@@ -165,15 +155,11 @@ def test_training_checkpoint_as_the_authors_script_writes_it(tmp_path):
     network(torch.randn(2, 3, 4, 4)).sum().backward()
     optimizer.step()
     optimizer.param_groups[0]["lr"] = np.interp(0.3, [0, 1], [0, 0.01])  # a NumPy number, as in their schedule
-    nested = argparse.Namespace(a=np.float32(1))
     content = {"epoch": 149, "optimizer": optimizer.state_dict(), "metric": np.float64(81.37)}
-    content["args"] = argparse.Namespace(model="convmixer_8_3", scale=[0.08, 1.0], nested=nested)
+    content["args"] = argparse.Namespace(scale=[0.08, 1.0], nested=argparse.Namespace(a=np.float32(1)))
     content |= {"state_dict": network.state_dict(), "state_dict_ema": average.state_dict()}
     torch.save(content, tmp_path / "last.pth.tar")
     assert_same_logits(load_checkpoint(tmp_path / "last.pth.tar"), average)
-
-
-# Files that are refused
 
 
 @pytest.mark.parametrize(("save", "function"), [(torch.save, os.system), (save_bare_pickle, exec)])
@@ -197,7 +183,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, save, function):
         (lambda path: path.write_bytes(bytes(5) + b"\1\0\0{" + bytes(100)), "is truncated, damaged or no"),  # 1 TB
         (lambda path: save_file({"conv1.weight": torch.ones(1)}, path), "there is no 'stem.0.weight', but 'conv1.wei"),
         (lambda path: save_file({"a": torch.ones(1).to(torch.float8_e5m2)}, path), "numbers of type 'F8_E5M2'; save"),
-        (lambda path: torch.save(torch.ones(3), path), "holds no state_dict"),
+        (lambda path: torch.save({"epoch": 3}, path), "holds no state_dict"),
     ],
 )
 def test_files_that_are_no_checkpoint(tmp_path, write, message):
@@ -220,7 +206,6 @@ def test_truncated_files(tmp_path, save):
         ("blocks.1.1.weight", None, r"'blocks.1.1.weight' is missing"),
         ("extra", torch.ones(1), "'extra' is left over"),
         ("blocks.2.1.bias", torch.ones(9), r"'blocks.2.1.bias' has shape \(9,\), not \(8,\)"),
-        ("stem.0.weight", torch.ones(8), "holds no ConvMixer: not enough values"),
         ("blocks.0.0.fn.0.weight", torch.ones(8, 1, 4, 4), "kernel_size is 4; it must be odd"),
         ("head.bias", torch.tensor([1e300, 0, 0, 0], dtype=torch.float64), "'head.bias' holds NaN or infinite"),
         ("head.bias", torch.ones(4, device="meta"), "'head.bias' is not a plain array"),
@@ -241,10 +226,8 @@ def test_tensors_that_are_not_a_convmixers(tmp_path, name, tensor, message):
         ("[" * 100_000, "damaged metadata: maximum recursion"),
         ("{}", "damaged metadata: 'format_version' is missing"),
         ({"format_version": 2}, "has format version 2; this release reads version 1"),
-        ({"labels": None}, "damaged metadata"),
         ({"architecture": {"dim": 8, "depth": 3, "width": 8}}, "damaged metadata: .*'width'"),
         ({"architecture": CONFIG.to_dict() | {"depth": 10**18}}, "'blocks.3.0.fn.0.weight' is missing"),
-        ({"training": "yes"}, "must be dictionaries"),
     ],
 )
 def test_metadata_that_does_not_fit(ours, change, message):
