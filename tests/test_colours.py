@@ -86,7 +86,7 @@ def test_a_broken_or_foreign_profile_is_ignored():
         assert np.array_equal(pixels(picture), np.asarray(picture)), profile[:40]
 
 
-def test_a_profile_under_transparency_palettes_turns_and_reductions():
+def test_a_profile_under_transparency_palettes_and_reductions():
     red, white = np.array([200, 40, 40], np.uint8), np.full(3, 255)
     expected = wide_to_srgb(red)
     palette = Image.new("P", (2, 1))

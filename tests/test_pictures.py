@@ -48,9 +48,7 @@ def test_base64_of_any_kind_is_read(uri):
     assert content_of(uri) == CONTENT
 
 
-@pytest.mark.parametrize(
-    "uri", ["data:;base64,@@@@", "data:;base64,AAAAA", "data:;base64,AA=AA", "data:;base64,\u2603", "data:image/png"]
-)
+@pytest.mark.parametrize("uri", ["data:;base64,@@@@", "data:;base64,AA=AA", "data:;base64,\u2603", "data:image/png"])
 def test_a_data_uri_that_is_damaged_gets_one_line(uri):
     with pytest.raises(ImageError, match=r"damaged base64|without a comma") as raised:
         content_of(uri)

@@ -136,7 +136,6 @@ def test_a_failed_write_leaves_the_old_file_and_a_link_stays_one(tmp_path):
         (timms, "_orig_mod.module.", save_bare_pickle, dict),
         (authors, "module.", torch.save, dict),
         (timms, "net._orig_mod.", torch.save, lambda tensors: {"state_dict": tensors, "epoch": 3}),  # Lightning
-        (timms, "", torch.save, lambda tensors: {"model_state_dict": tensors, "optimizer_state_dict": {}}),
         (timms, "timm_model.", torch.save, lambda tensors: {"net": tensors}),  # transformers
         (lambda: timms().bfloat16(), "", save_file, lambda tensors: {k: v for k, v in tensors.items() if v.ndim}),
     ],
