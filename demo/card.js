@@ -1,5 +1,5 @@
 // "Save this answer": a picture of the answer, drawn here, to send on.
-const card = (() => {
+(() => {
     const WIDTH = 1200, HEIGHT = 630, SIDE = 570, FONT = '"Source Sans Pro", system-ui, sans-serif';
     const find = (selector) => document.querySelector(selector);
 
@@ -64,5 +64,4 @@ const card = (() => {
     document.addEventListener("click", (event) => {
         if (event.target.closest("#save")) save();
     });
-    return { draw };
 })();

@@ -63,18 +63,17 @@ def guard(blocks: gr.Blocks, own_routes: dict | None = None) -> None:
     its file first. Raises TypeError if any other component that holds files, such as gr.Gallery, is an input, or if an
     event has one of these inputs as its output: it would give the visitor a new one.
     """
-    inputs, outputs = (
-        {each for event in blocks.fns.values() for each in getattr(event, kind)} for kind in ("inputs", "outputs")
-    )
-    for block in inputs:
-        if isinstance(block, FILE_INPUTS):
-            if block in outputs:
-                raise TypeError(
-                    f"an event gives a visitor another gr.{type(block).__name__}, which would not be guarded"
-                )
+    events = blocks.fns.values()
+    updated = {block for event in events for block in event.outputs}
+    for block in (block for event in events for block in event.inputs):
+        kind = f"gr.{type(block).__name__}"
+        if not isinstance(block, FILE_INPUTS):
+            if value_is_file(block.api_info()):
+                raise TypeError(f"{kind} can hold files; as an input, make it one of {FILE_INPUTS}")
+        elif block in updated:
+            raise TypeError(f"an event gives a visitor another {kind}, which would not be guarded")
+        else:
             block.preprocess = _to_uploads
-        elif value_is_file(block.api_info()):
-            raise TypeError(f"gr.{type(block).__name__} can hold files; as an input, make it one of {FILE_INPUTS}")
     preprocess_data, process_api = blocks.preprocess_data, blocks.process_api
 
     async def guarded_preprocess_data(event, inputs, state, explicit_call=False):

@@ -68,5 +68,5 @@ const heat = (() => {
         paint(canvas, { rows: 1, columns, values }, kind);
     };
 
-    return { decode, paint, show, legend };
+    return { show, legend };
 })();

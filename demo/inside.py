@@ -2,28 +2,26 @@
 
 from collections.abc import Sequence
 
-from convmixer import Classifier, ImageError, sheets
+from convmixer import Classifier, sheets
 from demo import render
-from demo.answers import Answers, Picture, Problem, about_picture
+from demo.answers import Answers, Picture
 from demo.models import Own
 
 VIEWS = BLOCKS, PATCHES, DEPTHWISE = "Block by block", "Patch filters", "Depthwise filters"
 
 
 def look(answers: Answers, picture: Picture, model: str, own: Sequence[Own], view: str, block: int) -> str:
-    """One of VIEWS of a model as HTML; block: 1 to the network's depth. Raises Problem."""
+    """One of VIEWS of a model as HTML; picture: one that could be answered; block: 1 to the network's depth."""
     classifier = answers.classifier(model, own)
     if view == PATCHES:
         return patches(classifier)
     if view == DEPTHWISE:
         return depthwise(classifier, block)
-    try:
-        return blocks(classifier, answers.source(picture), block)
-    except ImageError as error:
-        raise Problem(about_picture(picture.name, error)) from error
+    return blocks(classifier, answers.source(picture), block)
 
 
 def patches(classifier: Classifier) -> str:
+    """The first layer's filters, as HTML."""
     side, dim = classifier.config.patch_size, classifier.config.dim
     caption = (
         f"The network first cuts the picture into patches of {side} × {side} pixels and compares each with these "
@@ -35,6 +33,7 @@ def patches(classifier: Classifier) -> str:
 
 
 def depthwise(classifier: Classifier, block: int) -> str:
+    """The depthwise filters of one block, as HTML."""
     side, dim = classifier.config.kernel_size, classifier.config.dim
     caption = (
         f"In block {block} each of {dim:,} channels looks around itself through one of these windows of "

@@ -50,8 +50,9 @@ def tags(request: Request) -> str:
     here = root if root.startswith("http") else str(request.base_url).rstrip("/") + root
     named = {"title": TITLE, "description": DESCRIPTION, "image": f"{here}/preview.jpg", "url": f"{here}/"}
     lines = [f'<meta property="og:{name}" content="{escape(text)}">' for name, text in named.items()]
-    return "".join([*lines, '<meta property="og:type" content="website">', CARD, ABOUT])
-
-
-CARD = '<meta name="twitter:card" content="summary_large_image">'
-ABOUT = f'<meta name="description" content="{escape(DESCRIPTION)}">'
+    lines += [
+        '<meta property="og:type" content="website">',
+        '<meta name="twitter:card" content="summary_large_image">',
+        f'<meta name="description" content="{escape(DESCRIPTION)}">',
+    ]
+    return "".join(lines)

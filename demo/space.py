@@ -6,7 +6,6 @@
 `hf`, which comes with Gradio, creates the Space if there is none of that name yet (and asks for `hf auth login` once).
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +16,8 @@ WRONG = 2  # exit code
 
 
 def main(argv: list[str] | None = None) -> int:
+    from convmixer.__main__ import Parser
+
     parser = Parser(prog=PROGRAM, description="Write the demo as a Hugging Face Space.")
     parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="a folder that is new, or empty")
     folder = parser.parse_args(argv).to
@@ -57,11 +58,6 @@ def requirements() -> str:
     return "\n".join(line for line in lines if line[0] not in "#-") + "\n"
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """One line, where argparse would also print the usage."""
-        self.exit(WRONG, f"{self.prog}: {message}\n")
-
-
 if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # so that `convmixer` is found
     sys.exit(main())

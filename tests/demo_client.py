@@ -161,7 +161,8 @@ def served(tmp_path_factory) -> Iterator[Served]:
     from demo.page import LOOKS, build
 
     parent = tmp_path_factory.mktemp("served")
-    (parent / "outside").mkdir()
+    outside = parent / "outside" / ("f" * 64)  # looks like a folder of uploads
+    outside.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(parent / "uploads"))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
@@ -171,7 +172,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
         page = build(models, pictures).queue(max_size=100)
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options(mcp=HAS_MCP) | LOOKS)
         client, witness = Client(url), Witness(page.server_port)
-        yield Served(page, models, pictures, client, witness, parent / "uploads", parent / "outside")
+        yield Served(page, models, pictures, client, witness, parent / "uploads", outside)
         page.close(verbose=False)
 
 

@@ -13,7 +13,7 @@ from convmixer import CheckpointError, Classifier, ModelError, Prediction, zoo
 from convmixer.explain import HeatMap
 from convmixer.labels import imagenet_labels
 from demo import heat, many, render, rows, words
-from demo.answers import Answers, Picture
+from demo.answers import Answers, Picture, Problem
 from demo.app import examples
 from demo.guard import Upload
 from demo.models import MAX_MULTIPLICATIONS, MAX_OWN, MAX_VALUES, Models, multiplications
@@ -104,6 +104,8 @@ def test_a_picture_that_is_gone_and_a_network_of_one_class_in_the_table(random_c
     row, gone = many.classify(Classifier(random_checkpoint(classes=1)), files, thumbnails)
     assert (row["answer"], row["second"], row["second_score"]) == ("label 0", "", None)
     assert (gone["picture"], gone["score"]) == ("gone.png", None) and "add it again" in gone["problem"]
+    with pytest.raises(Problem, match="add it again"):
+        Answers(Models(), {}).source(Picture("gone.png", tmp_path / "gone.png"))
     assert '<td data-header="Score" data-sort=""></td>' in rows.table([row, gone], files, thumbnails)
 
 

@@ -110,7 +110,7 @@ def foreign_paths(served: Served, web: FileServer) -> list[object]:
         str(served.uploads / ("1" * 64) / "secret.png"),
         secret,
         os.path.relpath(secret, os.getcwd()),
-        f"{folder}/../../outside/secret.png",
+        f"{folder}/../../outside/{served.outside.name}/secret.png",
         f"{folder}/link\0.png",
         f"{folder}/link\ud800.png",
         urllib.parse.quote(secret, safe=""),

@@ -225,7 +225,6 @@ def test_many_pictures_are_sorted_opened_and_removed(visitor):
         names = rows.locator("button span").all_inner_texts()
         assert [key(name) for name in names] == sorted(map(key, names)) and len(names) == 8
     assert rows.last.locator("th").inner_text().startswith("broken.png")
-    assert min(decoded(rows.first.locator("img").get_attribute("src")).size) > 8
     name = rows.locator("button span").nth(2).inner_text()
     rows.locator("button").nth(2).click()
     visitor.sees_answer(name, files[name])
