@@ -8,7 +8,6 @@ import sys
 from convmixer import __version__
 
 DONE, WRONG = 0, 2  # exit codes; classify also has 1, for some that failed
-HEATMAP_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.command == "classify":
         from .classify import check
 
-        check(arguments, classify.error, HEATMAP_SUFFIXES)
+        check(arguments, classify.error)
     return arguments
 
 

@@ -17,6 +17,7 @@ from .results import Results
 from .sample import draw_sample
 
 DONE, SOME_FAILED, WRONG = 0, 1, 2  # exit codes; WRONG: nothing was answered
+HEATMAP_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PROGRESS_SECONDS = 0.2  # between two states of the progress line
 
 
@@ -179,8 +180,8 @@ def tell(line: str) -> None:
     print(f"convmixer: {line}", file=sys.stderr)
 
 
-def check(arguments: argparse.Namespace, fail: Callable[[str], None], suffixes: tuple[str, ...]) -> None:
-    """What argparse cannot check by itself, before anything is loaded. suffixes: of a heat map's file."""
+def check(arguments: argparse.Namespace, fail: Callable[[str], None]) -> None:
+    """What argparse cannot check by itself, before anything is loaded; ``fail`` is called with one line."""
     if not arguments.images and not arguments.sample:
         fail("no picture was given: name a file or a folder, or use --sample")
     if arguments.images and arguments.sample:
@@ -194,5 +195,5 @@ def check(arguments: argparse.Namespace, fail: Callable[[str], None], suffixes: 
     if arguments.heatmap is not None:
         if len(arguments.images) > 1 or any(os.path.isdir(name) for name in arguments.images):
             fail("--heatmap writes one picture: name one picture to classify")
-        if not arguments.heatmap.lower().endswith(suffixes):
-            fail(f"--heatmap {arguments.heatmap}: the name must end in one of {', '.join(suffixes)}")
+        if not arguments.heatmap.lower().endswith(HEATMAP_SUFFIXES):
+            fail(f"--heatmap {arguments.heatmap}: the name must end in one of {', '.join(HEATMAP_SUFFIXES)}")

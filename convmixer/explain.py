@@ -55,11 +55,11 @@ class HeatMap:
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}; it must be from 0 to 1")
         left, top, right, bottom = self._pixels()
-        heat = _heat(self.values, self.values.max(), (right - left, bottom - top))
+        heat = _heat(self.values, (right - left, bottom - top))
         seen = self.picture.crop((left, top, right, bottom))
         mask = heat.point([round(opacity * value) for value in range(256)])
         result = self.picture.point(lambda value: value // 2)
-        result.paste(Image.composite(_colours(heat, _RAMP), seen, mask), (left, top))
+        result.paste(Image.composite(_colours(heat), seen, mask), (left, top))
         return result
 
     def _pixels(self) -> tuple[int, int, int, int]:
@@ -69,21 +69,21 @@ class HeatMap:
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _heat(values: np.ndarray, largest: float, size: tuple[int, int]) -> Image.Image:
-    """Positive ``values``, relative to ``largest``, at ``size`` (width, height) as an 8-bit grey image."""
+def _heat(values: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Positive ``values``, relative to the largest, at ``size`` (width, height) as an 8-bit grey image."""
+    largest = values.max()
     strength = values.clip(min=0) / (largest if largest > 0 else 1)
     # 8-bit before it is enlarged: a large picture would need gigabytes as floats.
     return Image.fromarray(np.uint8(np.rint(255 * strength))).resize(size, Image.Resampling.BICUBIC)
 
 
-def _colours(heat: Image.Image, ramp: tuple) -> Image.Image:
-    """An 8-bit grey image as colours of a ramp."""
-    return Image.merge("RGB", [heat.point(channel) for channel in zip(*_table(ramp), strict=True)])
+def _colours(heat: Image.Image) -> Image.Image:
+    """An 8-bit grey image in the colours of the ramp."""
+    return Image.merge("RGB", [heat.point(channel) for channel in _channels()])
 
 
 @cache
-def _table(ramp: tuple) -> list[tuple[int, int, int]]:
-    """The 256 colours of a ramp, R, G and B from 0 to 255."""
-    positions, colours = zip(*ramp, strict=True)
-    channels = [np.interp(range(256), positions, channel).astype(np.uint8) for channel in zip(*colours, strict=True)]
-    return list(zip(*(channel.tolist() for channel in channels), strict=True))
+def _channels() -> list[list[int]]:
+    """R, G and B from 0 to 255 for each of 256 greys."""
+    positions, colours = zip(*_RAMP, strict=True)
+    return [np.interp(range(256), positions, c).astype(np.uint8).tolist() for c in zip(*colours, strict=True)]
