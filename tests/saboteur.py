@@ -80,6 +80,4 @@ if __name__ == "__main__":
         for bomb in json.loads(os.environ["BOMBS"]):
             if bomb.pop("start", start) == start and bomb.pop("rank", 0) == int(os.environ.get("RANK", 0)):
                 plant(**bomb)
-        if not serving:
-            sys.argv[0] = RUN
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_path(sys.argv[0] if serving else RUN, run_name="__main__")

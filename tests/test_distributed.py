@@ -1,7 +1,4 @@
-"""Two processes that talk through gloo on the CPU: the same results as one, and nothing lost.
-
-Where it is about torchrun it is torchrun that starts them; elsewhere they are forked (tests/processes.py).
-"""
+"""Two processes that talk through gloo on the CPU: the same results as one, and nothing lost."""
 
 import shutil
 import signal
@@ -11,10 +8,11 @@ import torch
 from processes import differences, left_over, read, speaks_of, torchrun, wait_until_gone
 
 # 180 pictures: 4 steps an epoch, 12 in all, which two processes share unevenly: 23 and 22 of 45, in one part each.
-SMALL = "--recipe cifar10 --model.dim 16 --model.depth 1 --batch-size 45 --epochs 3 --lr 0.01 --amp off --ema 0.9"
+SMALL = "--recipe cifar10 --model.dim 16 --model.depth 1 --batch-size 45 --epochs 3 --lr 0.01 --amp off"
 SMALL += " --memory-format channels_last"
-RANDOM = ["--augmentation.reprob", "0.5"]  # flips and RandAugment are in the recipe
-PLAIN = ["--augmentation.flip", "0", "--augmentation.ra-n", "0"]
+RANDOM = ["--augmentation.reprob", "0.5", "--ema", "0.9"]  # flips and RandAugment are in the recipe
+PLAIN = ["--augmentation.flip", "0", "--augmentation.ra-n", "0", "--opt", "sgd"]  # feels a gradient's size
+PLAIN += ["--image-sizes", "0", "4"]  # few positions: the unbiased variance is another
 STEP = "torch.optim.AdamW.step"
 
 

@@ -1,7 +1,4 @@
-"""One process that is stopped, killed, starved of space or given damaged files: nothing is lost, to the last bit.
-
-The processes and the signals are real; tests/saboteur.py has them come at named moments.
-"""
+"""One process that is stopped, killed, starved of space or given damaged files: nothing is lost, to the last bit."""
 
 import os
 import shutil
@@ -169,9 +166,10 @@ def test_the_checkpoint_before_takes_over(start, whole, copy, damage):
     assert_goes_on(start, copy, whole)
 
 
-def test_without_a_whole_checkpoint_nothing_is_touched(start, copy):
+@pytest.mark.parametrize("other", [{"a": torch.zeros(3)}, Path("a")], ids=["another's", "a pickle of an object"])
+def test_without_a_whole_checkpoint_nothing_is_touched(start, copy, other):
     (copy / "last.pt").write_bytes((copy / "last.pt").read_bytes()[:20_000])
-    torch.save({"a": torch.zeros(3)}, copy / "previous.pt")
+    torch.save(other, copy / "previous.pt")
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     assert "last.pt is not a whole checkpoint of this command" in start(copy, "--resume").wait(2).complaint
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
@@ -179,11 +177,11 @@ def test_without_a_whole_checkpoint_nothing_is_touched(start, copy):
 
 def test_a_checkpoint_that_does_not_fit(start, whole, copy):
     """As on a full disk: with the system's limit of a file's size, about half a checkpoint."""
-    before = (copy / "last.pt").read_bytes()
-    assert "File too large" in start(copy, "--resume", limit=len(before) // 2).wait(1).complaint
-    assert (copy / "last.pt").read_bytes() == before
+    before = [(copy / name).read_bytes() for name in ("last.pt", "previous.pt")]
+    assert "File too large" in start(copy, "--resume", limit=len(before[0]) // 2).wait(1).complaint
+    assert [(copy / name).read_bytes() for name in ("last.pt", "previous.pt")] == before
     assert left_over(copy) == []
-    assert_goes_on(start, copy, whole, "epoch 1 of 3 and step 2")
+    assert_goes_on(start, copy, whole, "going on after epoch 1 of 3 and step 2")
 
 
 def test_shared_memory_that_is_too_small_is_one_line(runs, tmp_path):

@@ -103,12 +103,12 @@ def test_the_repository_of_a_run(call_main, run_folder, picture):
     assert "python -m convmixer classify IMAGE --model model.safetensors\n" in card.text
 
 
-def test_the_best_epoch_is_offered_and_published(call_main, run_folder, random_checkpoint):
+def test_the_best_epoch_is_offered_and_published(call_main, runs, run_folder, random_checkpoint):
     training = {"epochs": 3, "recipe": {"epochs": 5}, "best": True}
     best = replace(load_checkpoint(random_checkpoint(seed=1, classes=3)), name="flowers", training=training)
     save_checkpoint(run_folder / "best.safetensors", replace(best, accuracy=ACCURACY | {"top1": 93.2}))
     hint = "the last epoch's, 91.40 %; --best takes the best epoch's, 93.20 %"
-    assert hint in call_main(publish.main, run_folder)[1]
+    assert hint in runs.start(run_folder, script="train/publish.py").wait().output
     code, out, err = call_main(publish.main, run_folder, "--best")
     assert (code, err) == (0, "")
     assert "--best" not in out and "confusion.png" not in out

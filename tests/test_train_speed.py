@@ -99,7 +99,7 @@ def test_the_fast_depthwise_convolution_has_the_same_gradients():
 @pytest.mark.parametrize(
     ("capability", "has_triton", "kernel_size", "memory_format", "compiled"),
     [
-        ((9, 0), True, 9, "channel_major", True),
+        ((9, 0), True, 7, "channel_major", True),  # from which our kernels win
         ((8, 0), True, 5, "channels_last", True),
         ((9, 0), True, 11, "contiguous", False),  # the kernels end at 9
         ((9, 0), False, 7, "channels_last", False),
