@@ -122,17 +122,10 @@ def measure(recipe: Recipe, pictures: int, steps: int, device: torch.device) -> 
         loss.item()  # waits for the device
         times.append(time.perf_counter())
 
-    train_epoch(
-        state,
-        wrap(state, recipe, World(device), layout),
-        lambda epoch, first_step: [part] * (steps + 1),
-        Plan(pictures * (steps + 1), pictures, pictures, True),
-        Finish(recipe, FORMATS[layout.memory_format], device),
-        World(device),
-        amp,
-        Watch(),
-        after_step=after_step,
-    )
+    network, plan = wrap(state, recipe, World(device), layout), Plan(pictures * (steps + 1), pictures, pictures, True)
+    finish, parts = Finish(recipe, FORMATS[layout.memory_format], device), [part] * (steps + 1)
+    rest = World(device), amp, Watch()
+    train_epoch(state, network, lambda epoch, first_step: parts, plan, finish, *rest, after_step=after_step)
     how = f"{device_name(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else device_name(device)
     how += f"; {amp}, {layout}; {steps} steps of {pictures} pictures after one of warm-up"
     if device.type == "cuda":
@@ -160,28 +153,16 @@ def row(recipe: Recipe, rate: float, gpus: int, peak: float | None, price: float
     hours = training_flop(recipe) / (tflops * 1e12) / gpus / 3600
     share = peak and f"{100 * tflops / peak:.1f} %"
     money = None if price is None else f"{hours * gpus * price:.0f}"
-    return [
-        recipe.name,
-        f"{rate:.2f}",
-        f"{tflops:.3f}",
-        share,
-        gpus,
-        f"{hours:.1f}",
-        f"{hours / 24:.2f}",
-        money,
-        origin,
-    ]
+    speed, length = [f"{rate:.2f}", f"{tflops:.3f}", share], [f"{hours:.1f}", f"{hours / 24:.2f}"]
+    return [recipe.name, *speed, gpus, *length, money, origin]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--recipe", choices=[n for n, r in RECIPES.items() if not r.weights], default="imagenet_1536_20"
-    )
+    recipes = [name for name, recipe in RECIPES.items() if not recipe.weights]
+    parser.add_argument("--recipe", choices=recipes, default="imagenet_1536_20")
     parser.add_argument("--images-per-s", type=float, help="throughput of one GPU that you have measured")
-    parser.add_argument(
-        "--gpus", type=int, default=1, help="taken to be as fast together as one alone times their number"
-    )
+    parser.add_argument("--gpus", type=int, default=1, help="taken to be as fast together as one times their number")
     parser.add_argument("--price", type=float, help="of one GPU for an hour, in any currency")
     parser.add_argument("--measure", action="store_true", help="time the training step on this machine")
     parser.add_argument("--pictures", type=int, default=2, help="in a measured step")
@@ -191,18 +172,17 @@ def main() -> None:
         parser.error("--pictures, --steps, --gpus and --images-per-s must be above 0")
     recipe = RECIPES[options.recipe]
     print(arithmetic())
-    rows = [
-        row(RECIPES[one.recipe], one.images_per_s, one.gpus, one.peak, None, f"{one.gpu}: {one.source}")
-        for one in PUBLISHED
-    ]
+    rows = []
+    for one in PUBLISHED:
+        origin = f"{one.gpu}: {one.source}"
+        rows.append(row(RECIPES[one.recipe], one.images_per_s, one.gpus, one.peak, None, origin))
     if options.images_per_s:
         rows.append(row(recipe, options.images_per_s, options.gpus, None, options.price, "--images-per-s"))
     if options.measure:
         rate, how = measure(recipe, options.pictures, options.steps, torch.device(find_device(None)))
         rows.append(row(recipe, rate, options.gpus, None, options.price, f"a measurement here: {how}"))
-    print(
-        table(["one GPU or machine", "images/s", "TFLOP/s", "of peak", "GPUs", "hours", "days", "money", "from"], rows)
-    )
+    heads = ["one GPU or machine", "images/s", "TFLOP/s", "of peak", "GPUs", "hours", "days", "money", "from"]
+    print(table(heads, rows))
 
 
 if __name__ == "__main__":

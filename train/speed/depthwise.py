@@ -2,8 +2,7 @@
 
 oneDNN computes the weight gradient of a depthwise convolution several times slower than the arithmetic needs, and in
 bfloat16 slower still. The gradient of a grouped convolution of `GROUP` channels holds the same numbers on its diagonal:
-computing it does `GROUP` times the arithmetic, but on a path that fills the vector units, and comes out ahead
-(`benchmarks/training.py --parts` prints the times on your machine).
+computing it does `GROUP` times the arithmetic, but on a path that fills the vector units, and comes out ahead.
 """
 
 import torch
