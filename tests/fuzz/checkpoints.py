@@ -26,10 +26,9 @@ from fuzz.pictures import check_message
 
 CONFIG = ConvMixerConfig(dim=4, depth=1, kernel_size=3, patch_size=2, num_classes=3)
 EXTRA_MEMORY = 256 * 2**20  # bytes; the valid files have a few kilobytes
-MOST_ACTIVATIONS = 2**22  # values in a feature map up to which a network that was read is also run
 # How the audit events of Python begin that no reading of a checkpoint may raise, and of these the harmless ones.
 FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib.", "ctypes.dlopen", "exec", "import", "code.")
-HARMLESS = ("os.listdir", "os.scandir")
+HARMLESS = {"os.listdir", "os.scandir"}
 IMPORTED_LATE = {"torch", "numpy", "encodings", "convmixer", "safetensors", "PIL", "zipfile"}  # by no pickle's word
 WRITING = 0o3 | 0o100 | 0o1000 | 0o2000  # the flags of open() but O_RDONLY: write, create, truncate, append
 SWELLS = b"q\x00h\x00h\x00\x87"  # instructions of a pickle: what is on the stack becomes a tuple of three of it
@@ -43,8 +42,7 @@ WORDS = (  # of up to 64 bytes: libFuzzer takes no longer ones, and does not say
 def tensors(kind: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Those of a tiny network."""
     torch.manual_seed(0)
-    state = ConvMixer(CONFIG).state_dict()
-    return {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return ConvMixer(CONFIG).to(kind).state_dict()
 
 
 def ours(labels: tuple[str, ...] = ("ant", "bee", "cow")) -> bytes:
@@ -61,13 +59,6 @@ class _Runs:
 
     def __reduce__(self):
         return exec, ("1",)
-
-
-def saved(content: object, zipped: bool) -> bytes:
-    """As torch.save writes it: a zip archive, or as before PyTorch 1.6."""
-    stream = io.BytesIO()
-    torch.save(content, stream, _use_new_zipfile_serialization=zipped)
-    return stream.getvalue()
 
 
 def repacked(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
@@ -100,8 +91,11 @@ def seeds() -> list[bytes]:
     training = {"epoch": 3, "arch": "convmixer", "state_dict": OrderedDict(tensors()), "metric": np.float64(0.5)}
     training["args"] = argparse.Namespace(lr=0.1, img_size=8, mean=[0.5], model_kwargs={"act_layer": "gelu"})
     wrapped = {"model": {f"module.{name}": tensor for name, tensor in tensors(torch.float64).items()}}
-    contents = (tensors(), training, wrapped, training | {"extra": _Runs()})
-    pickles = [saved(content, zipped) for content in contents for zipped in (True, False)]
+    pickles = []
+    for content in (tensors(), training, wrapped, training | {"extra": _Runs()}):
+        for zipped in (True, False):  # as torch.save writes it, and as before PyTorch 1.6
+            torch.save(content, stream := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+            pickles.append(stream.getvalue())
     bare = [safetensors.torch.save(tensors(kind)) for kind in (torch.float16, torch.bfloat16)]
     return [ours(), *bare, *pickles, *(content for content, _ in WORST)]
 
@@ -123,15 +117,11 @@ def mutate(content: bytes, random: Random, havoc: Callable[[bytes], bytes]) -> b
 
 def check(content: bytes) -> str:
     """Raises AssertionError if reading ``content`` breaks a promise; says what became of it."""
-    global _heard
     path = Path(_folder().name, "model.bin")
     path.write_bytes(content)
-    _heard = heard = []
-    try:
-        outcome = _read(path)
-    finally:
-        _heard = None
-    assert not heard, f"reading it did this: {heard[0]}"
+    _heard.clear()
+    outcome = _read(path)
+    assert not _heard, f"reading it did this: {_heard[0]}"
     assert [*path.parent.iterdir()] == [path] and path.read_bytes() == content, "files have changed"
     return outcome
 
@@ -147,7 +137,7 @@ def _read(path: Path) -> str:
         check_message(str(error))
         return "refused"
     side, config = classifier.preprocessing.size, classifier.config
-    if config.dim * (side // config.patch_size) ** 2 > MOST_ACTIVATIONS or side < config.patch_size:
+    if config.dim * (side // config.patch_size) ** 2 > 2**22 or side < config.patch_size:
         return "usable, but large"
     if config.in_chans == 3:
         predictions = classifier.classify(Image.linear_gradient("L"))
@@ -166,12 +156,10 @@ def _folder() -> tempfile.TemporaryDirectory:
     return folder
 
 
-_heard: list[str] | None = None  # what happens meanwhile that must not
+_heard: list[str] = []  # what happens that must not
 
 
 def _hear(event: str, arguments: tuple) -> None:
-    if _heard is None:
-        return
     is_forbidden = event.startswith(FORBIDDEN) and event not in HARMLESS
     is_writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
     is_known = event == "import" and str(arguments[0]).split(".")[0] in IMPORTED_LATE

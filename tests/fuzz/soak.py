@@ -1,6 +1,6 @@
-"""A soak: many requests to Cog's own server, a tenth of them bad, and what they leave behind.
+"""A soak: many requests to Cog's own server by four clients, a tenth of them bad, and what they leave behind.
 
-    python tests/fuzz/soak.py --requests 10000 [--clients 4]
+    python tests/fuzz/soak.py --requests 10000
 
 After a tenth, half and all of the requests the memory of each of the server's processes is printed, in MB, and in
 brackets the number of its open file descriptors. A failure is a wrong answer, or one that speaks of the server; memory
@@ -29,7 +29,6 @@ from fuzz.pictures import seeds
 
 MAX_GROWTH, MAX_GROWN_BYTES = 0.05, 20e6
 DECODERS_HEAP = 128 * 2**20  # bytes that a decoder keeps between two pictures, as serving/decoder.py says
-SPARE_DESCRIPTORS = 8  # of connections that are closed a moment later
 KINDS = ("decoding", "watcher", "coglet", "cog.server", "serving")  # words of the command lines
 TEXTS = ("/etc/passwd", "http://127.0.0.1:9/x", "data:image/png;base64,A", "x" * 2_000_000)
 BAD = [{"image": image} for image in (*TEXTS, *(data_uri(each[: len(each) // 2]) for each in seeds()[::7]))]
@@ -70,7 +69,7 @@ def left(tenth: dict, half: dict, end: dict) -> list[str]:
     for name in tenth.keys() & half.keys() & end.keys():
         before, (size, files) = half[name][0], end[name]
         room = DECODERS_HEAP if name.startswith("decoding") else MAX_GROWN_BYTES
-        if files > tenth[name][1] + SPARE_DESCRIPTORS or size - before > max(room, MAX_GROWTH * before):
+        if files > tenth[name][1] + 8 or size - before > max(room, MAX_GROWTH * before):
             failures.append(f"{name} has grown: {tenth[name]}, {half[name]}, {end[name]} bytes and open files")
     return failures
 
@@ -78,10 +77,8 @@ def left(tenth: dict, half: dict, end: dict) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests/fuzz/soak.py", description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--clients", type=int, default=4)
-    options = parser.parse_args()
-    failures, seen, start, total = [], [], time.monotonic(), options.requests
-    folder, pool = tempfile.TemporaryDirectory(prefix="convmixer-fuzz-"), ThreadPoolExecutor(options.clients)
+    total, failures, seen, start = parser.parse_args().requests, [], [], time.monotonic()
+    folder, pool = tempfile.TemporaryDirectory(prefix="convmixer-fuzz-"), ThreadPoolExecutor(4)
     with folder, pool, Server(Path(folder.name)) as server:
         files = {*server.temporary.rglob("*")}
         for begin, end in itertools.pairwise((0, total // 10, total // 2, total)):
