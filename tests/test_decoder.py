@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cog_server import PATIENCE, encoded, noise, wait_until
+from cog_server import PATIENCE, encoded, noise
 from PIL import Image
 from processes import fields_of
 
@@ -80,12 +80,6 @@ def test_a_crash_costs_one_picture(decoder, run, number, reason, capfd):
     assert fields_of(pid) == []  # not even as a zombie
     ending = f"ended by signal {number:d}, {signal.strsignal(number)},"
     assert capfd.readouterr().err == f"decoder process: {ending} while it decoded {len(SMALL):,} bytes\n"
-
-
-def test_a_process_that_ended_between_two_pictures_costs_none(decoder):
-    """The fixture's next picture is answered."""
-    os.kill(pid_of(decoder), signal.SIGKILL)
-    wait_until(lambda: fields_of(pid_of(decoder))[:1] == ["Z"])
 
 
 @pytest.mark.parametrize(

@@ -15,23 +15,21 @@ from conftest import ROOT
 import predict
 from convmixer import zoo
 from serving import __main__ as serving
+from serving.watcher import check_folder
 
 SCHEMA = json.loads(serving.SCHEMA.read_text())["components"]["schemas"]
 KINDS = {str: "string", int: "integer", bool: "boolean"}
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refused(monkeypatch, call_main):
     """A function that gives the one line of a start that is refused."""
     monkeypatch.setattr(serving, "run_server", lambda *_: pytest.fail("the server would start"))
     monkeypatch.setattr(serving, "write_schema", lambda *_: None)
 
     def call(argument: str) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            serving.main([argument])
-        line = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err.strip()
-        assert "\n" not in line and stopped.value.code
-        return line
+        code, _, error = call_main(serving.main, argument)
+        return error.strip() if code == 2 else code
 
     return call
 
@@ -43,13 +41,16 @@ def test_a_number_that_is_none_gets_one_line(refused, option, most, word):
     assert refused(f"{option}={word}") == expected
 
 
-def test_a_server_that_could_not_work_is_not_started(refused, monkeypatch):
+def test_a_server_that_could_not_work_is_not_started(refused, monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert f"port {port} of 127.0.0.1 cannot be used (Address already in use)" in refused(f"--port={port}")
     monkeypatch.setattr(os, "access", lambda *_: False)  # Cog's folder
     line = "cannot write there (it belongs to another user); give the server a /tmp of its own"
     assert line in refused(f"--port={port}")
+    (tmp_path / "file").touch()  # as in a container with --read-only and no --tmpfs
+    with pytest.raises(OSError, match=r"^Cog needs the folder .* --tmpfs /tmp$"):
+        check_folder(str(tmp_path / "file" / "predictions"))
 
 
 def test_the_description_fits_the_inputs_and_the_output():
