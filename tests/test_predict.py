@@ -134,11 +134,10 @@ def test_what_waits_for_the_device_goes_together(most, requests, cancelled, batc
         await asyncio.sleep(0)
         device.free.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        for index, ((model, item), answer) in enumerate(zip([(0, 0), *requests], answers, strict=True)):
-            if index in cancelled:
-                assert isinstance(answer, asyncio.CancelledError)
-            else:
-                assert answer == 3 * item + model if item >= 0 else str(answer) == f"a batch with {item}"
+        for task, (model, item), answer in zip(tasks, [(0, 0), *requests], answers, strict=True):
+            wanted = 3 * item + model if item >= 0 else f"a batch with {item}"
+            assert isinstance(answer, asyncio.CancelledError) if task.cancelled() else str(answer) == str(wanted)
+        assert [index for index, task in enumerate(tasks) if task.cancelled()] == cancelled
         assert device.batches == [[0], *batches]
 
     asyncio.run(check())

@@ -67,7 +67,6 @@ def test_the_description_fits_the_inputs_and_the_output():
     assert ["auto", *zoo.MODELS] == predict.MODELS == SCHEMA["model"]["enum"]
     output = SCHEMA["Output"]
     for kind, found in ((predict.Output, output), (predict.Prediction, output["properties"]["predictions"]["items"])):
-        found = SCHEMA[found["$ref"].rpartition("/")[2]] if "$ref" in found else found
         names = list(typing.get_type_hints(kind))
         assert list(found["properties"]) == names
         assert found["required"] == [name for name in names if name != "heatmap"]
@@ -119,41 +118,29 @@ esac
 """
 
 
-@pytest.fixture
-def prepare(tmp_path):
-    """A function that runs prepare.sh with some commands there. Gives its output and what it ran."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "serving").mkdir()
+@pytest.mark.parametrize(
+    ("weights", "tools", "words"), [("model.safetensors", [], []), ("any.pth.tar", ["g++"], ["gpu"]), ("", [], [])]
+)
+def test_the_build_leaves_kernels_and_weights_and_no_compiler(tmp_path, monkeypatch, weights, tools, words):
+    for folder in ("bin", "serving"):
+        (tmp_path / folder).mkdir()
     shutil.copy(ROOT / "serving" / "prepare.sh", tmp_path / "serving")
     for name in ("sh", "basename", "dirname", "cp", "mkdir"):
         (tmp_path / "bin" / name).symlink_to(shutil.which(name))
-
-    def run(*words: str, tools=(), weights: str = "") -> tuple[str, list[str]]:
-        for name in ("apt-get", "python", "chmod", "rm", *tools):
-            (tmp_path / "bin" / name).write_text(STAND_IN)
-            (tmp_path / "bin" / name).chmod(0o755)
-        names = {"PATH": str(tmp_path / "bin"), "CONVMIXER_CACHE": str(tmp_path / "cache"), "WEIGHTS": weights}
-        output = subprocess.check_output(["sh", "serving/prepare.sh", *words], cwd=tmp_path, env=names, text=True)
-        return output, (tmp_path / "log").read_text().splitlines()
-
-    return run
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "any.pth.tar"])
-def test_a_compiler_goes_again_and_the_weights_are_where_the_zoo_looks(prepare, name, tmp_path, monkeypatch):
-    (tmp_path / name).write_text("the weights")
-    output, ran = prepare(weights=name)
+    for name in ("apt-get", "python", "chmod", "rm", *tools):
+        (tmp_path / "bin" / name).write_text(STAND_IN)
+        (tmp_path / "bin" / name).chmod(0o755)
+    if weights:
+        (tmp_path / weights).write_text("the weights")
+    names = {"PATH": str(tmp_path / "bin"), "CONVMIXER_CACHE": str(tmp_path / "cache"), "WEIGHTS": weights}
+    output = subprocess.check_output(["sh", "serving/prepare.sh", *words], cwd=tmp_path, env=names, text=True)
+    ran = (tmp_path / "log").read_text().splitlines()
     compiled = ran.index(f"python -m convmixer.cpu.compiler {tmp_path / 'cache' / 'kernels'}")
-    assert ran.index("apt-get install -qqy --no-install-recommends g++") < compiled
-    assert ran.index("apt-get purge -qqy --auto-remove g++ curl git wget xz-utils") > compiled
-    assert output == "" and not [line for line in ran if "gpu" in line]
+    assert ("apt-get install -qqy --no-install-recommends g++" in ran[:compiled]) == (not tools)
+    assert f"apt-get purge -qqy --auto-remove {'' if tools else 'g++ '}curl git wget xz-utils" in ran[compiled:]
+    assert ("python -m convmixer.gpu.ahead" in ran) == bool(words)
     monkeypatch.setenv("CONVMIXER_CACHE", str(tmp_path / "cache"))
-    suffix = name[name.index(".") :]
-    assert zoo.local_path("convmixer_768_32") == tmp_path / "cache" / f"convmixer_768_32{suffix}"
-
-
-def test_a_compiler_that_was_there_stays_and_without_a_download_the_shipped_model(prepare, tmp_path):
-    output, ran = prepare("gpu", tools=["g++"])
-    assert not [line for line in ran if line.startswith("apt-get") and "g++" in line]
-    assert "python -m convmixer.gpu.ahead" in ran
-    assert output == "convmixer_768_32 could not be downloaded: the image has the shipped model alone.\n"
+    wanted = weights and tmp_path / "cache" / f"convmixer_768_32{weights[weights.index('.') :]}"
+    assert zoo.local_path("convmixer_768_32") == (wanted or None)
+    told = "convmixer_768_32 could not be downloaded: the image has the shipped model alone.\n"
+    assert output == ("" if weights else told)

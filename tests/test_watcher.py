@@ -29,14 +29,7 @@ def started(*command: object, **options) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-@pytest.mark.parametrize(
-    ("said", "under_way", "is_ended"),
-    [
-        (b"+-", 0, True),
-        (b"+", 0, False),
-        (b"", 1, False),  # as a watcher knows that took the place of another
-    ],
-)
+@pytest.mark.parametrize(("said", "under_way", "is_ended"), [(b"+-", 0, True), (b"+", 0, False), (b"", 1, False)])
 def test_a_server_that_is_busy_with_nothing_is_ended(monkeypatch, said, under_way, is_ended):
     monkeypatch.setattr(watcher, "LOOK_EVERY", 0.01)
     monkeypatch.setattr(watcher, "STUCK", 0.1)
@@ -87,20 +80,11 @@ def test_what_ends_by_itself_is_started_again_and_not_during_the_pause_after_a_s
     assert (tmp_path / "starts").read_text() == "\n\n"
 
 
-# The real server.
-
-
-class Processes:
-    """The processes of a server as they are now, by what they do."""
-
-    def __init__(self, server: Server):
-        self.server = child(server.process.pid, "cog.server")
-        self.worker = child(self.server, "coglet")
-        self.watcher = child(self.worker, "watcher.py")
-        self.decoder = child(self.worker, "serving.decoding")
-
-    def all(self) -> list[int]:
-        return [self.server, self.worker, self.watcher, self.decoder]
+def processes(server: Server) -> list[int]:
+    """Cog's server, its worker, and the worker's watcher and decoder, as they are now."""
+    pid = child(server.process.pid, "cog.server")
+    worker = child(pid, "coglet")
+    return [pid, worker, child(worker, "watcher.py"), child(worker, "serving.decoding")]
 
 
 def gone(pids: list[int], but_zombies: bool = False) -> bool:
@@ -122,22 +106,21 @@ def server(running) -> Iterator[Server]:
 
 
 def test_a_watcher_that_is_killed_is_replaced(server):
-    before = Processes(server)
-    os.kill(before.watcher, signal.SIGKILL)
-    wait_until(lambda: gone([before.watcher], but_zombies=True))
+    *before, dog, _ = processes(server)
+    os.kill(dog, signal.SIGKILL)
+    wait_until(lambda: gone([dog], but_zombies=True))
     expect(server.output(image=GOOD), server.classifier, PICTURE)
-    after = Processes(server)
-    assert (after.server, after.worker) == (before.server, before.worker) and gone([before.watcher])
+    assert processes(server)[:2] == before and gone([dog])
     assert "another one takes its place" in server.log.read_text()
 
 
 def test_a_worker_that_is_killed_is_replaced_also_during_setup(server, web):
     """As by the system, when it runs out of memory: in a request, and while the model is loaded."""
-    before = Processes(server)
+    before = processes(server)
     with server.under_way(web) as (answer,):
-        os.kill(before.worker, signal.SIGKILL)
+        os.kill(before[1], signal.SIGKILL)
     assert answer.result()["status"] == "failed" and "\n" not in answer.result()["error"]
-    wait_until(lambda: gone(before.all()))
+    wait_until(lambda: gone(before))
     was_in_setup = False
     while not was_in_setup:
         starting = child(server.process.pid, "cog.server")
@@ -150,9 +133,9 @@ def test_a_worker_that_is_killed_is_replaced_also_during_setup(server, web):
 
 
 def test_a_server_that_is_killed_is_replaced_and_takes_its_worker_along(server):
-    before = Processes(server)
-    os.kill(before.server, signal.SIGKILL)
-    wait_until(lambda: gone(before.all()))
+    before = processes(server)
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: gone(before))
 
 
 def test_a_server_that_lost_its_slots_is_started_again_and_a_setup_that_fails_is_not(tmp_path, monkeypatch, python):
@@ -165,15 +148,15 @@ def test_a_server_that_lost_its_slots_is_started_again_and_a_setup_that_fails_is
         return run.returncode, run.stdout
 
     with Server(tmp_path, "--slots", 2, host="127.0.0.2") as server:  # whose weights are gone by now
-        before = Processes(server)
+        before = processes(server)
         assert probe() == (0, "READY\n")
-        assert speaks_of(before.watcher, f"127.0.0.2\0{server.port}")
+        assert speaks_of(before[2], f"127.0.0.2\0{server.port}")
         for index in range(2):  # Cog cannot make a folder of this name
             assert server.request("PUT", f"/predictions/{index}{'x' * 300}", {"input": {"image": GOOD}})[0] == 200
         assert probe() == (0, "BUSY\n")
         assert watcher.status_of("127.0.0.1", server.port) == ""
-        watcher.watch(os.pipe()[0], os.pidfd_open(before.server), "127.0.0.2", server.port)
-        wait_until(lambda: gone(before.all()))
+        watcher.watch(os.pipe()[0], os.pidfd_open(before[0]), "127.0.0.2", server.port)
+        wait_until(lambda: gone(before))
         wait_until(lambda: watcher.status_of(server.host, server.port) == "SETUP_FAILED")
         new = child(server.process.pid, "cog.server")
         assert probe() == (1, "SETUP_FAILED\n")
@@ -188,7 +171,7 @@ def test_a_server_that_lost_its_slots_is_started_again_and_a_setup_that_fails_is
 @pytest.mark.parametrize(("kill", "number", "status"), [(os.kill, 15, 0), (os.killpg, 2, -2)], ids=["TERM", "Ctrl-C"])
 def test_a_signal_lets_the_running_predictions_finish(tmp_path, web, kill, number, status):
     with Server(tmp_path, "--slots", 3) as server:
-        processes = Processes(server)
+        family = processes(server)
         with server.under_way(web, 3, heatmap=True) as answers:
             kill(server.process.pid, number)
             wait_until(lambda: not watcher.status_of(server.host, server.port))
@@ -196,15 +179,15 @@ def test_a_signal_lets_the_running_predictions_finish(tmp_path, web, kill, numbe
         for answer in answers:
             expect(answer.result()["output"], server.classifier, PICTURE, heatmap=True)
         assert server.process.wait(PATIENCE) == status
-        wait_until(lambda: gone(processes.all(), but_zombies=True))
+        wait_until(lambda: gone(family, but_zombies=True))
         assert list(server.temporary.iterdir()) == []
 
 
 def test_a_killed_supervisor_of_cog_leaves_nothing_behind(running):
     """The last one: the server of this file has no end but this."""
     running.is_well()
-    processes = Processes(running)
+    family = processes(running)
     running.process.kill()
     running.process.wait()
-    wait_until(lambda: gone(processes.all(), but_zombies=True))
+    wait_until(lambda: gone(family, but_zombies=True))
     assert list(running.temporary.iterdir()) == []
