@@ -120,12 +120,10 @@ class Device:
     ],
 )
 def test_what_waits_for_the_device_goes_together(most, requests, cancelled, batches):
-    """The first request, a 0, is on the device alone when the others come."""
-
     async def check():
         device = Device()
         batcher = Batcher(device.run, most)
-        tasks = [asyncio.create_task(batcher.submit(0, 0))]
+        tasks = [asyncio.create_task(batcher.submit(0, 0))]  # on the device alone when the others come
         await asyncio.to_thread(device.begun.wait, PATIENCE)
         tasks += [asyncio.create_task(batcher.submit(*each)) for each in requests]
         await asyncio.sleep(0)

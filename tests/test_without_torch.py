@@ -37,8 +37,7 @@ def test_the_command_line_answers_the_same(light):
     words = ("-m", "convmixer", "classify", "--sample", "--json")
     answer, expected = run(light, *words), run(sys.executable, *words, "--device", "cpu")
     assert (answer.returncode, answer.stdout) == (0, expected.stdout), answer
-    # The Makefile's own line, in this environment in the place of the one that it would install.
-    made = run("make", "-o", ".venv/.core", f"BIN={light.parent}", "predict")
+    made = run("make", "-o", ".venv/.core", f"BIN={light.parent}", "predict")  # as if it had installed this one
     assert made.returncode == 0 and "convmixer_256_8_cifar10" in made.stdout, made
 
 
