@@ -1,7 +1,5 @@
 """Which engine, precision and layout: the choice as a table, and what the doors say of it."""
 
-import json
-
 import pytest
 
 from convmixer import Classifier
@@ -47,7 +45,6 @@ def test_the_choice(machine, kernel_size, engine, precision, expected):
         (CPU, "auto", "float16", "precision 'float16' on this cpu"),
         (NO_KERNEL, "kernel", "auto", "engine 'kernel' cannot be used: install g\\+\\+"),
         (NO_KERNEL, "auto", "int8", "precision 'int8' cannot be used: install g\\+\\+"),
-        (H200, "numpy", "auto", "engine 'numpy' does not run"),
         (H200, "kernel", "float32", "engine 'kernel' does not run kernels of 9 in precision 'float32'"),
         (T4, "kernel", "auto", "engine 'kernel' does not run"),
         (MPS, "auto", "bfloat16", "on this mps"),
@@ -67,14 +64,6 @@ def test_a_device_is_named_or_found(monkeypatch):
             find_device(wrong)
     monkeypatch.setattr(engine_module, "_may_have_gpu", lambda: True)
     assert find_device(None) in ("cpu", "cuda")  # PyTorch has the last word
-
-
-def test_answers_say_what_ran(python):
-    run = python("-m", "convmixer", "classify", "--sample", "--json", "--engine", "numpy", "--device", "cpu")
-    answer = json.loads(run.stdout)
-    assert (answer["engine"], answer["precision"]) == ("numpy", "float32"), run.stderr
-    rows = map(json.loads, python("-m", "convmixer", "models", "--json", "--engine", "numpy").stdout.splitlines())
-    assert {(row["engine"], row["precision"]) for row in rows} == {("numpy", "float32")}
 
 
 def test_a_fallback_is_said_once(monkeypatch, caplog):
