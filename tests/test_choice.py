@@ -45,6 +45,7 @@ def test_the_choice(machine, kernel_size, engine, precision, expected):
         (CPU, "auto", "float16", "precision 'float16' on this cpu"),
         (NO_KERNEL, "kernel", "auto", "engine 'kernel' cannot be used: install g\\+\\+"),
         (NO_KERNEL, "auto", "int8", "precision 'int8' cannot be used: install g\\+\\+"),
+        (H200, "auto", "int8", "precision 'int8' on this cuda"),
         (H200, "kernel", "float32", "engine 'kernel' does not run kernels of 9 in precision 'float32'"),
         (T4, "kernel", "auto", "engine 'kernel' does not run"),
         (MPS, "auto", "bfloat16", "on this mps"),

@@ -18,8 +18,7 @@ MAY_IMPORT = {
     # What the container has, Gradio, and of that two parts.
     "demo": {"convmixer", "demo", "numpy", "PIL", "gradio", "gradio_client", "starlette", "anyio"},
 }
-ONLY_INSIDE_FUNCTIONS = {"huggingface_hub", "urllib", "onnx", "onnxscript", "onnxruntime", "pillow_heif"}
-ONLY_INSIDE_FUNCTIONS |= {"pyarrow", "ray"}
+IN_FUNCTIONS = {"huggingface_hub", "urllib", "onnx", "onnxscript", "onnxruntime", "pillow_heif", "pyarrow", "ray"}
 AT_THE_TOP_OF = {  # in convmixer/
     "torch": {"model.py", "torch_engine.py", "export.py", "pickles.py"}
     | {f"gpu/{name}.py" for name in ("ahead", "engine", "fused", "halves", "kernels", "ops", "strips")},
@@ -55,7 +54,7 @@ def test_imports_stay_within_the_room(place):
 
 def test_rarely_needed_packages_are_imported_where_they_are_used():
     for file in python_files("convmixer"):
-        assert not imported(file, everywhere=False) & ONLY_INSIDE_FUNCTIONS, file
+        assert not imported(file, everywhere=False) & IN_FUNCTIONS, file
     for name in ("app", "models", "drawings", "space"):  # before the demo's command line is read
         assert not imported(ROOT / "demo" / f"{name}.py", everywhere=False) & {"gradio", "gradio_client", "starlette"}
 
@@ -88,9 +87,3 @@ def test_importing(modules, unwanted, python):
     )
     run = python("-c", code)
     assert (run.returncode, run.stdout.strip()) == (0, ""), run
-
-
-def test_the_requirements_of_the_core_are_few():
-    lines = (ROOT / "requirements" / "core.txt").read_text().splitlines()
-    core = {"numpy", "pillow", "pillow-heif", "safetensors", "huggingface_hub"}
-    assert {line.split("==")[0] for line in lines if line[0] != "#"} == core
