@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cog_server import PATIENCE, encoded, noise
+from cog_server import PATIENCE, encoded, noise, wait_until
 from PIL import Image
 from processes import fields_of
 
@@ -50,7 +50,7 @@ def test_the_largest_picture_stays_within_the_memory_of_a_small_process_that_lea
     pixels, shown = run(decoder.decode(encoded(Image.new("RGBA", (8000, 8000))), CIFAR10, 1024))
     assert np.unique(pixels) == [255] and shown.size == (2048, 2048)
     assert "torch" not in (process / "maps").read_text()
-    limits = {line[:26].strip(): line[26:].split()[0] for line in (process / "limits").read_text().splitlines()}
+    limits = {line[:26].strip(): line[26:].split()[1] for line in (process / "limits").read_text().splitlines()}
     assert (limits["Max data size"], limits["Max core file size"]) == (str(module.MEMORY), "0")
     assert (process / "oom_score_adj").read_text().strip() == "1000"
 
@@ -80,6 +80,8 @@ def test_a_crash_costs_one_picture(decoder, run, number, reason, capfd):
     assert fields_of(pid) == []  # not even as a zombie
     ending = f"ended by signal {number:d}, {signal.strsignal(number)},"
     assert capfd.readouterr().err == f"decoder process: {ending} while it decoded {len(SMALL):,} bytes\n"
+    os.kill(pid_of(decoder), signal.SIGKILL)  # between two pictures: it costs none
+    wait_until(lambda: fields_of(pid_of(decoder))[:1] == ["Z"])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_a_cancelled_request_takes_no_process_along_and_leaves_no_answer(decoder
 def test_a_process_that_was_taken_over_is_not_believed(run, monkeypatch, reply):
     code = module.CODE.replace("main(*sys.argv[2:])", "connection = socket.socket(fileno=int(sys.argv[2])); ")
     code = code.replace("import main", "import *") + f"connection.sendall(REPLY.pack({reply})); "
-    monkeypatch.setattr(module, "CODE", f"{code} connection.recv(10**6)")
+    monkeypatch.setattr(module, "CODE", f"{code} connection.recv(10**6) and connection.recv(1)")
     with contextlib.closing(Decoder()) as decoder, pytest.raises(ImageError, match="could not be decoded"):
         run(decoder.decode(SMALL, CIFAR10))
 
