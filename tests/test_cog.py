@@ -85,8 +85,7 @@ def test_what_has_no_answer_gets_one_line(cog, inputs, message):
 
 
 def test_no_file_of_the_server_can_be_asked_for(cog):
-    path = cog.folder / "private.png"
-    path.write_bytes(PICTURE)
+    (path := cog.folder / "private.png").write_bytes(PICTURE)
     for image in (str(path), f"file://{path}", os.path.relpath(path, ROOT)):
         assert "send one of them" in cog.predict(image=image)["error"]
 
