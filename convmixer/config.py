@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 
 ACTIVATIONS = ("gelu", "relu")
+NORM_EPS = 1e-5  # of every batch norm: PyTorch's
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..config import ConvMixerConfig
+from ..config import NORM_EPS, ConvMixerConfig
 from ..engine import check_pictures
 from .kernel import Network, Stage, load
 from .threads import usable_cpus
 
 COLUMNS = 2  # vectors of output channels that the kernel computes together
-EPSILON = 1e-5  # of batch norm
 INT8_MAX = 127
 ALIGNMENT = 64  # bytes
 
@@ -92,7 +91,7 @@ def pack(
         """A convolution with bias, an activation and a batch norm."""
         parts = ("weight", "bias", "running_mean", "running_var")
         weight, bias, mean, variance = (weights[f"{norm}.{part}"].astype(np.float64) for part in parts)
-        scale = weight / np.sqrt(variance + EPSILON)
+        scale = weight / np.sqrt(variance + NORM_EPS)
         vectors = {"bias": weights[f"{convolution}.bias"], "shift": bias - mean * scale}
         vectors["scale"] = scale if config.activation == "relu" else scale / 2  # the kernel has twice GELU
         return fields | {name: _padded(vector, channels) for name, vector in vectors.items()}

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..config import ConvMixerConfig
+from ..config import NORM_EPS, ConvMixerConfig
 from ..engine import check_pictures
 
-EPSILON = 1e-5  # of batch norm
 SLICE_BYTES = 16 << 20  # of one feature map of the pictures that go through the network together
 # erfc(x / sqrt(2)) is 1 / q(x)^16 for x >= 0, where these are q's coefficients: GELU is off by 5e-7 at most.
 ERFC = (6.332423708954593e-06, 4.1388077079318464e-05, 5.9706093452405185e-05, 0.0032493306789547205)
@@ -73,7 +72,7 @@ class NumpyEngine:
         )
         x = x + self.weights[f"{layer}.bias"]
         x = np.maximum(x, 0) if self.config.activation == "relu" else gelu(x)
-        scale = weight / np.sqrt(variance + EPSILON)
+        scale = weight / np.sqrt(variance + NORM_EPS)
         return x * scale + (bias - mean * scale)
 
 

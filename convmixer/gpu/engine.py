@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import ConvMixerConfig
+from ..config import NORM_EPS, ConvMixerConfig
 from ..engine import check_pictures
 from ..model import to_tensors
 from .ops import activate, mix_positions
@@ -16,7 +16,6 @@ from .ops import activate, mix_positions
 # Batches that are recorded; others go with the next larger one. Above them launching is little beside the arithmetic.
 GRAPH_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 ALIGNMENT = 8  # numbers: matrix products want rows that begin at multiples of 16 bytes
-NORM_EPS = 1e-5
 
 
 class GpuEngine:
