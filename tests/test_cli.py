@@ -92,7 +92,7 @@ def test_the_sample_the_models_and_the_version_need_no_file(call_main, classify,
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ("", ["COMMAND"]),
+        ("classify x.jpg --heatmap h.txt", ["h.txt", ".png"]),
         ("classify", ["no picture", "--sample"]),
         ("classify x.jpg --sample", ["--sample stands in for a picture"]),
         ("classify x.jpg --top-k 0", ["'0'", "at least 1"]),

@@ -107,7 +107,7 @@ def test_loaded_tensors_are_mapped_and_survive_that_their_file_is_replaced(ours)
     [
         ({"state_dict": {}}, "'stem.0.weight' is missing"),
         ({"training": {"when": object()}}, "not JSON serializable"),
-        ({"labels": LABELS[:3]}, "there are 3 labels for 4 classes"),
+        ({"labels": ("a", "b", "c", 4)}, "the labels must be a tuple of texts"),
         ({"training": None}, "must be dictionaries"),
     ],
 )
@@ -182,7 +182,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, save, function):
         (lambda path: path.write_bytes(bytes(5) + b"\1\0\0{" + bytes(100)), "is truncated, damaged or no"),  # 1 TB
         (lambda path: save_file({"conv1.weight": torch.ones(1)}, path), "there is no 'stem.0.weight', but 'conv1.wei"),
         (lambda path: save_file({"a": torch.ones(1).to(torch.float8_e5m2)}, path), "numbers of type 'F8_E5M2'; save"),
-        (lambda path: torch.save({"epoch": 3}, path), "holds no state_dict"),
+        (lambda path: torch.save(torch.ones(3), path), "holds no state_dict; it must be a dictionary of tensors"),
     ],
 )
 def test_files_that_are_no_checkpoint(tmp_path, write, message):
