@@ -83,8 +83,8 @@ class Server:
         return [run.wait(code) for run in runs]
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(30)
+        self.process.terminate()  # the end of its input would wait for all that inherited the pipe
+        self.process.wait()
 
 
 def fields_of(pid: int) -> list[str]:

@@ -3,9 +3,9 @@
     python train/evaluate.py --model NAME|FILE --data DATA [--decode timm|classifier] [--flip] [--json]
 
 DATA is a folder with one subfolder of pictures a class, a .tar file, wds/FOLDER or hfds/NAME (see
-`train.data.sources`), or
-a folder with CIFAR-10 or CIFAR-100, whose parts --split names. Prints top-1 and top-5 accuracy with their counts,
-beside them what was published about the model or what it reports of itself, and the accuracy of each class.
+`train.data.sources`), or a folder with CIFAR-10 or CIFAR-100, whose parts --split names. Prints top-1 and top-5
+accuracy with their counts, beside them what was published about the model or what it reports of itself, and the
+accuracy of each class.
 
 timm takes the pixels as they are stored. With --decode classifier pictures are decoded as in every door: colour
 profiles are applied, those that EXIF calls turned are turned, and large JPEGs are read at a fraction of their sides.
@@ -256,11 +256,6 @@ def show(result: dict) -> None:
         print(f"    {row['label']:<{width}}  {row['top1']:6.2f} % of {row['images']:,}")
 
 
-def fail(message: object) -> int:
-    print(f"train/evaluate.py: {' '.join(str(message).split())}", file=sys.stderr)
-    return 2
-
-
 def main() -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
         stream.reconfigure(errors="backslashreplace")
@@ -270,7 +265,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, RuntimeError, OSError) as error:  # TrainingError is a RuntimeError
-        return fail(error)
+        print(f"train/evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     if options.json:
         print(json.dumps(result))
     else:

@@ -55,9 +55,8 @@ class Run:
     samples: int | None = ranged(COUNT, None)  # training pictures of WebDataset shards without an _info.json
     download: bool = False  # fetch CIFAR-10 with torchvision where the folder does not hold it
     device: str | None = None  # cpu, cuda, cuda:1, ...; the GPU where there is one
-    workers: int = ranged(
-        Range(0, 1024), max(1, min(8, (os.cpu_count() or 1) - 1))
-    )  # that read pictures from disk, a GPU
+    # that read pictures from disk, a GPU
+    workers: int = ranged(Range(0, 1024), max(1, min(8, (os.cpu_count() or 1) - 1)))
     threads: int | None = ranged(Range(1, 4096), None)  # of the CPU's arithmetic; PyTorch's default otherwise
     compile: Compile = "auto"  # torch.compile the network; auto: on GPUs where that is faster, see docs/gpu.md
     ahead: int | None = ranged(COUNT, None)  # CIFAR's parts that are augmented together; the result is the same

@@ -116,9 +116,7 @@ class Session:
         self.watch, self.warning = Watch(run.save_every, self.note), None
         amp = choose_amp(recipe.amp, world.device)
         content, used, notes = read_newest(out)
-        # What the runs of older releases do not say.
-        added = {"compiled": False, "opt": "adamw", "sched": "onecycle", "warmup_epochs": 0, "freeze": False}
-        stored = content and added | content["recipe"]
+        stored = content and content["recipe"]
         layout = agree_on_layout(recipe, run.compile, amp, world, stored)
         self.recipe = recipe = dataclasses.replace(recipe, memory_format=layout.memory_format)
         self.resolved, self.layout = resolve(recipe, amp, layout.compiled), layout
@@ -126,7 +124,7 @@ class Session:
         self.state.commit, self.state.data = git_commit(), data.facts()
         self.start = f"random weights, seed {recipe.seed}"
         if content is not None:
-            check_data(out, content.get("data", {}), data.facts())
+            check_data(out, content["data"], data.facts())
             check_recipe(out, stored, self.resolved)
             self.state.load(content)
             middle = f" and step {self.state.step}" if self.state.step else ""

@@ -201,9 +201,9 @@ def read_newest(folder: Path) -> tuple[dict | None, Path, list[str]]:
         if not problem:
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True)
-                if content.keys() >= {"recipe", "network", "running"}:
+                if content.keys() >= {"recipe", "network", "running", "data"}:
                     return content, path, notes
-                problem = "another program's, or an older release's"
+                problem = "another program's"
             except (OSError, RuntimeError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
                 problem = type(error).__name__
         notes.append(f"{path} is not a whole checkpoint of this command ({problem})")
@@ -215,9 +215,9 @@ def read_newest(folder: Path) -> tuple[dict | None, Path, list[str]]:
 def check_data(folder: Path, stored: dict, now: dict) -> None:
     """Raises TrainingError when a checkpoint was made on other classes or other numbers of pictures.
 
-    Both as `Data.facts` gives them; checkpoints of older releases do not say.
+    Both as `Data.facts` gives them.
     """
-    if not stored or stored == now:
+    if stored == now:
         return
     was, labels = stored["labels"], now["labels"]
     if len(was) != len(labels):
