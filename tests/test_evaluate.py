@@ -183,6 +183,7 @@ def test_what_is_wrong_is_one_line(cifar10, random_checkpoint, tmp_path, run):
         (["--data", cifar10, "--val-split", "val"], "named by --split"),
         (["--data", cifar10, "--class-names", "x"], "names its classes itself"),
         (["--data", cifar10, "--batch-size", 0], "--batch-size is 0"),
+        (["--data", cifar10, "--workers", -1], "--workers is -1"),
         (["--data", cifar10, "--amp", "bf16", "--precision", "int8"], "give one of them"),
         (["--data", cifar10, "--model", random_checkpoint(size=16, name="smaller")], "takes pictures of 16 pixels"),
     ]
