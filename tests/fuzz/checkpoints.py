@@ -5,6 +5,7 @@ import io
 import struct
 import sys
 import tempfile
+import threading
 import traceback
 import zipfile
 from collections import OrderedDict
@@ -160,6 +161,8 @@ _heard: list[str] = []  # what happens that must not
 
 
 def _hear(event: str, arguments: tuple) -> None:
+    if threading.current_thread() is not threading.main_thread():  # a server that another test started
+        return
     is_forbidden = event.startswith(FORBIDDEN) and event not in HARMLESS
     is_writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
     is_known = event == "import" and str(arguments[0]).split(".")[0] in IMPORTED_LATE
