@@ -3,9 +3,12 @@
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from convmixer import Classifier, load_checkpoint
 from train import run as train_run
@@ -115,3 +118,10 @@ def test_every_number_of_the_command_line_has_a_range():
     fields = [field for kind in (Run, Recipe, Augmentation) for field in dataclasses.fields(kind)]
     numbers = [field for field in fields if field.type in (int, float, int | None, float | None)]
     assert [field.name for field in numbers if "range" not in field.metadata] == []
+
+
+@pytest.mark.parametrize("script", ["run", "evaluate", "publish"])
+def test_a_reader_of_the_help_may_leave(script):
+    command = f"{sys.executable} train/{script}.py --help | true"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.stderr == ""

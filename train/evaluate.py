@@ -40,7 +40,7 @@ from train.data.loader import batches_of, read_with_workers
 from train.data.samples import as_timm
 from train.data.sources import MapSamples, Source, StreamSamples, open_pair, open_source
 from train.distributed import World
-from train.errors import DataError
+from train.errors import HELP, DataError, end_with_reader
 from train.loop import TOP5_ABOVE, choose_amp, evaluate
 
 CLASSES_SHOWN = 20  # with more classes only the worst ones are printed; --json has them all
@@ -259,6 +259,8 @@ def show(result: dict) -> None:
 def main() -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
         stream.reconfigure(errors="backslashreplace")
+    if HELP & set(sys.argv):
+        end_with_reader()
     options = tyro.cli(Evaluation, prog="train/evaluate.py")
     try:
         result = measure(options)
@@ -267,6 +269,7 @@ def main() -> int:
     except (ValueError, RuntimeError, OSError) as error:  # TrainingError is a RuntimeError
         print(f"train/evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    end_with_reader()
     if options.json:
         print(json.dumps(result))
     else:

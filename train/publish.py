@@ -33,6 +33,7 @@ from convmixer.weights import (
     read_description,
     write_atomically,
 )
+from train.errors import HELP, end_with_reader
 from train.report.card import model_card
 from train.report.console import read_metrics
 
@@ -284,6 +285,8 @@ def publish(options: Publication) -> None:
 
 
 def main() -> int:
+    if HELP & set(sys.argv):
+        end_with_reader()
     options = tyro.cli(Publication, prog="train/publish.py")
     try:
         publish(options)

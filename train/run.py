@@ -28,7 +28,7 @@ import tyro
 from convmixer.download import DownloadError
 from train.data.cifar import find_layout
 from train.distributed import join
-from train.errors import TrainingError
+from train.errors import HELP, TrainingError, end_with_reader
 from train.freeze import frozen
 from train.ranges import COUNT, NOT_NEGATIVE, Range, check_ranges, ranged
 from train.recipe import Recipe
@@ -73,6 +73,8 @@ def parse(argv: list[str]) -> Run:
 
     Raises TrainingError for an unknown recipe, ModelError and CheckpointError for weights that cannot be read.
     """
+    if HELP & set(argv):
+        end_with_reader()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="cifar10")
     chosen, rest = first.parse_known_args(argv)
@@ -87,7 +89,7 @@ def parse(argv: list[str]) -> Run:
     given = first.parse_known_args(argv)[0]
     if given.resume and given.weights == "auto":
         given.weights = begun_with(given.out) or "auto"
-    if given.weights and not {"-h", "--help"} & set(argv):
+    if given.weights and not HELP & set(argv):
         recipe = start_from(recipe, given.weights, find_layout(given.data) or "--download" in argv)
     if given.freeze:
         recipe = frozen(recipe)
