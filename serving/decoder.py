@@ -21,7 +21,7 @@ from PIL import Image
 from convmixer.images import ImageError
 from convmixer.preprocessing import Preprocessing
 
-from . import one_line
+from . import RequestError, one_line
 from .decoding import MAX_MESSAGE, MAX_SHOWN_SIDE, MESSAGE, REPLY
 from .watcher import log
 
@@ -61,8 +61,8 @@ class Decoder:
         """What the network sees of an encoded picture, or of a data URI: uint8 (size, size, 3), by resize_and_crop; and
         with ``shown_at`` what load_image gives for that ``target_size``, scaled to MAX_SHOWN_SIDE.
 
-        Raises ImageError, one line for whoever sent the picture, and OSError where no process can be started. A caller
-        that is cancelled leaves its picture to be decoded to the end.
+        Raises ImageError, one line for whoever sent the picture, and RequestError where no process can be started. A
+        caller that is cancelled leaves its picture to be decoded to the end.
         """
         child = await self._free.get()
         task = asyncio.create_task(child.ask(picture, preprocessing, shown_at))
@@ -111,7 +111,11 @@ class _Child:
         """(width, height, content) of the reply to the arguments of `decoding.answer`. Raises as `Decoder.decode`."""
         if self.process is None or self.process.poll() is not None:
             self.stop()
-            self.start()
+            try:
+                self.start()
+            except OSError as error:
+                log(f"decoder process: it cannot be started: {error}")
+                raise RequestError("the server has no room for a picture at the moment; send it again") from error
         try:
             async with asyncio.timeout(self.seconds + PATIENCE):
                 await asyncio.get_running_loop().sock_sendall(self.socket, pickle.dumps(request))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from processes import fields_of
 
 from convmixer import ImageError, load_image
 from convmixer.preprocessing import CIFAR10, resize_and_crop
+from serving import RequestError
 from serving import decoder as module
 from serving.decoder import Decoder
 
@@ -91,6 +93,18 @@ def test_a_crash_costs_one_picture(decoder, run, number, reason, capfd):
 def test_more_than_the_limits_costs_one_picture(run, limits, line):
     with contextlib.closing(Decoder(**limits)) as decoder, pytest.raises(ImageError, match=f"{line}.*; make it smal"):
         run(decoder.decode(encoded(Image.new("RGB", (7900, 7900))), CIFAR10))  # half a second and more
+
+
+def test_where_no_process_can_be_started_a_picture_is_sent_again(decoder, run, capfd):
+    decoder.close()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(RequestError, match="no room for a picture at the moment; send it again"):
+            run(decoder.decode(SMALL, CIFAR10))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert capfd.readouterr().err.startswith("decoder process: it cannot be started: ")
 
 
 def test_a_cancelled_request_takes_no_process_along_and_leaves_no_answer(decoder, run):
