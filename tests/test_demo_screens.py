@@ -127,13 +127,22 @@ def test_the_camera_answers_as_it_moves_and_a_frozen_frame_is_a_picture(visitors
     expect(visitor.button("Use the camera")).to_be_visible()
 
 
+MIDDLE_OF_PAINT = """paper => {
+    const { data, width, height } = paper.getContext("2d").getImageData(0, 0, paper.width, paper.height);
+    let n = 0, x = 0, y = 0;
+    for (let i = 0; i < width * height; i++) if (data[4 * i + 3]) n++, x += i % width, y += Math.floor(i / width);
+    return [x / n / width, y / n / height];
+}"""
+
+
 def test_what_is_covered_counts_no_more_until_it_is_bare_again(visitor):
     visitor.upload("mine.png", png(1))
     visitor.sees_answer("mine.png", png(1))
     visitor.button("Cover a part").click()
     box, mouse = visitor.find("#stage .frame").bounding_box(), visitor.page.mouse
-    mouse.move(box["x"] + 5, box["y"] + 5)
+    mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     mouse.down()
+    assert visitor.find("#stage .paper").evaluate(MIDDLE_OF_PAINT) == pytest.approx([0.5, 0.5], abs=0.03)
     for row in range(6):
         for column in (0.02, 0.98):
             mouse.move(box["x"] + column * box["width"], box["y"] + (row + 0.5) / 6 * box["height"], steps=20)
