@@ -162,7 +162,8 @@ const live = (() => {
     const paint = (event) => {
         const canvas = paper() ?? newPaper(), box = canvas.getBoundingClientRect(), context = canvas.getContext("2d");
         context.fillStyle = "#808080";
-        for (const each of event.getCoalescedEvents?.() ?? [event]) {
+        const moves = event.getCoalescedEvents?.() ?? []; // none when it is pressed
+        for (const each of moves.length ? moves : [event]) {
             context.beginPath();
             const [x, y] = [(each.clientX - box.left) / box.width, (each.clientY - box.top) / box.height];
             context.arc(x * canvas.width, y * canvas.height, BRUSH * Math.max(canvas.width, canvas.height), 0, 7);
